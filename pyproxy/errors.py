@@ -1,0 +1,74 @@
+"""Every error pyproxy raises. What answers a client carries its status; what failed at a
+target also says whether the request may have reached it."""
+
+
+class PyproxyError(Exception):
+    """The root of the tree."""
+
+
+class SettingsError(PyproxyError):
+    """Settings that are refused: every problem at once, each as ``source: path: text``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ListenError(PyproxyError):
+    """An address that can't be listened on; the text names it and a remedy."""
+
+
+class EmptyRing(PyproxyError, LookupError):
+    """A ``HashRing`` without values was asked for one."""
+
+
+class NobodyLeft(PyproxyError):
+    """Every target is evicted or has failed this request: answered by ``unavailable``."""
+
+
+class ClientGone(PyproxyError):
+    """The client closed, reset, or stopped reading or sending: nobody is left to answer."""
+
+
+class HTTPError(PyproxyError):
+    """The proxy's own answer to a request that it doesn't forward."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class TargetError(PyproxyError):
+    """A target failed before a whole response head came from it.
+
+    ``sent``: a byte of the request may have reached the target, so that only an idempotent
+    request may go to another one (RFC 9110, 9.2.2).
+    """
+
+    status = 502
+    sent = True
+
+
+class ConnectFailed(TargetError):
+    """Refused, timed out, unreachable, or a name that doesn't resolve."""
+
+    sent = False
+
+
+class ConnectionLost(TargetError):
+    """Reset or closed before a whole response head."""
+
+
+class NoReply(ConnectionLost):
+    """Reset or closed before a byte of a response: on a kept-alive connection no failure of the
+    target, which may have closed it when the request was under way."""
+
+
+class BadReply(TargetError):
+    """A response head or framing that breaks RFC 9112."""
+
+
+class ReplyTimeout(TargetError):
+    """No response head within ``timeouts.read``, or a request not taken in ``timeouts.send``."""
+
+    status = 504
