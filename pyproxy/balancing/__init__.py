@@ -1,0 +1,1 @@
+"""Who serves: pure decisions. No sockets, no clocks."""
