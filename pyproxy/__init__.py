@@ -1,3 +1,8 @@
 """pyproxy: a load-balancing HTTP reverse proxy in threads."""
 
+from pyproxy.app import Proxy
+from pyproxy.balancing.hashring import HashRing
+
 __version__ = "0.1.0"
+
+__all__ = ["HashRing", "Proxy", "__version__"]

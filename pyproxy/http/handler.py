@@ -1,0 +1,355 @@
+"""ProxyHandler: one client connection, in one thread.
+
+handle
+  serve_request                 until the connection is to be closed
+    read_head                   idle wait, then a whole head within `timeouts.header`
+    read_body                   kept up to `retry.max_body`, else streamed (Upload)
+    server.forward(request)     the failover loop
+    relay                       head and what came with it in one send, then the rest
+"""
+
+import logging
+import socket
+import socketserver
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from pyproxy import net
+from pyproxy.errors import ClientGone, HTTPError, NobodyLeft, TargetError
+from pyproxy.http.body import BodyReader
+from pyproxy.http.forward import Reply, Request
+from pyproxy.http.message import (
+    ReplyHead,
+    RequestFields,
+    connection_line,
+    hopeless,
+    request_fields,
+    request_lines,
+)
+from pyproxy.http.relay import relay_response
+from pyproxy.http.upload import Upload
+
+if TYPE_CHECKING:
+    from pyproxy.http.server import ProxyServer
+
+log = logging.getLogger(__name__)
+
+_RECEIVE = 16384  # bytes asked for at once from an idle client
+_BULK = 65536  # the same within a body
+_LINGER = 2.0  # seconds in which a client may still send what nobody reads
+
+
+class ProxyHandler(socketserver.BaseRequestHandler):
+    """One client connection: read a request, get a response, relay it, and again."""
+
+    request: socket.socket
+    server: "ProxyServer"
+
+    def setup(self) -> None:
+        server = self.server
+        self.buffer = b""  # received, not yet used
+        self.peer = server.peer(self.client_address)
+        self.idle_since = time.monotonic()  # 0.0 while a request is under way
+        self.served = 0  # requests
+        self.ended = False  # the server has shut the receiving side while it was idle
+        self.start = b""  # of the request that is read, for the access log
+        self.unread = False  # something of a request: a plain close would reset our answer away
+        self.upload: Upload | None = None
+        self._patience = server.timeouts.header
+        net.no_delay(self.request)
+        net.set_receive_timeout(self.request, self._patience)
+        net.set_send_timeout(self.request, server.timeouts.send)
+        self.keep = server.connections.enter(self)
+
+    def handle(self) -> None:
+        try:
+            while self.keep:
+                self.serve_request()
+        except ClientGone:
+            pass
+
+    def finish(self) -> None:
+        try:
+            self._end()
+        finally:
+            self.server.connections.leave(self)
+
+    def _end(self) -> None:
+        if self.unread or (self.upload and not self.upload.reader.done):
+            self._linger()
+        if self.upload and not self.upload.finish(0):
+            net.shut(self.request)
+            self.upload.finish(_LINGER)
+
+    def serve_request(self) -> None:
+        try:
+            found = self.read_head()
+            if found is None:
+                self.keep = False
+                return
+            request = self.read_request(*found)
+        except HTTPError as error:
+            self.refuse(error)
+            return
+        if self.server.access_log is None:
+            self.respond(request)
+        else:
+            self.status, self.size = 499, 0  # until something is answered: the client went first
+            try:
+                self.respond(request)
+            finally:
+                self.log_access(request)
+        self.served += 1
+
+    def respond(self, request: Request) -> None:
+        """Gets the answer to a request, and sends it."""
+        fields = request.fields
+        try:
+            if fields.length or fields.chunked:
+                self.read_body(request, fields)
+            reply = self.server.forward(request)
+        except NobodyLeft:
+            unavailable = self.server.unavailable
+            self.answer(request, unavailable.status, unavailable.body, "Retry-After: 1\r\n")
+        except (TargetError, HTTPError) as error:
+            log.info("answered %d to %s: %s", error.status, self.peer.address, error)
+            self.answer(request, error.status, str(error))
+        else:
+            self.relay(request, reply)
+
+    def refuse(self, error: HTTPError) -> None:
+        """Answers what is not a request that can be served, and closes."""
+        self.unread = True
+        log.info("answered %d to %s: %s", error.status, self.peer.address, error)
+        self.answer(None, error.status, str(error))
+        if self.server.access_log:
+            self.server.access_log.write(self.peer.address, self.start, error.status, self.size)
+
+    def log_access(self, request: Request) -> None:
+        log = self.server.access_log
+        assert log
+        log.write(
+            self.peer.address,
+            request.line.line,
+            self.status,
+            self.size,
+            request.fields.get(b"referer"),
+            request.fields.get(b"user-agent"),
+            request.target.url if request.target else "-",
+            request.answered - request.started,
+            request.attempts,
+        )
+
+    def read_head(self) -> tuple[bytes, bytes] | None:
+        """The request line and the block of header lines; None when the client is done."""
+        buffer = self.buffer
+        if not buffer:
+            if self.served:
+                self.set_patience(self.server.timeouts.keep_alive)
+            self.idle_since = time.monotonic()
+            if self.served and self.server.connections.hurry:
+                return None
+            try:
+                buffer = self.request.recv(_RECEIVE)
+            except OSError:  # its time is over, or the client is gone
+                return None
+            if not buffer:
+                return None
+            self.idle_since = 0.0
+        line_end = buffer.find(b"\r\n")
+        end = buffer.find(b"\r\n\r\n", line_end) if line_end > 0 else -1
+        if end < 0:
+            buffer, line_end, end = self._rest_of_head(buffer)
+        self.start = buffer[:line_end]
+        if end > self.server.limits.head:
+            raise self._too_long(line_end)
+        self.buffer = buffer[end + 4 :]
+        return self.start, buffer[line_end + 2 : end + 2]
+
+    def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int, int]:
+        """Reads on until a head is whole, strictly within ``timeouts.header``."""
+        limit = self.server.limits.head
+        deadline = time.monotonic() + self.server.timeouts.header
+        while True:
+            while buffer.startswith(b"\r\n"):  # RFC 9112, 2.2
+                buffer = buffer[2:]
+            line_end = buffer.find(b"\r\n")
+            end = buffer.find(b"\r\n\r\n", line_end) if line_end > 0 else -1
+            self.start = buffer[: max(line_end, 0) or 200]
+            if end >= 0:
+                return buffer, line_end, end
+            if len(buffer) > limit:
+                raise self._too_long(line_end)
+            if hopeless(buffer):
+                raise HTTPError(400, "malformed request head")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise HTTPError(408, "the request head is too slow")
+            self.set_patience(left)
+            try:
+                data = self.request.recv(_RECEIVE)
+            except net.TIMED_OUT:
+                raise HTTPError(408, "the request head is too slow") from None
+            except OSError as error:
+                raise ClientGone(net.reason(error)) from None
+            if not data:
+                raise ClientGone("closed within a request head")
+            buffer += data
+
+    def _too_long(self, line_end: int) -> HTTPError:
+        limit = self.server.limits.head
+        if line_end < 0 or line_end > limit:
+            return HTTPError(414, f"a request line has at most {limit} bytes here")
+        return HTTPError(431, f"a request head has at most {limit} bytes here")
+
+    def read_request(self, start: bytes, block: bytes) -> Request:
+        """Raises ``HTTPError``."""
+        line = request_lines[start]
+        fields = request_fields[line.minor][block]
+        if len(fields.lines) > self.server.limits.headers:
+            raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
+        head = line.wire + fields.for_target(self.peer, self.server.own_host, line.authority)
+        return Request(line, fields, head, self)
+
+    def read_body(self, request: Request, fields: RequestFields) -> None:
+        """Takes a body up to ``retry.max_body`` whole; leaves a longer one to an ``Upload``. Raises
+        ``HTTPError`` or ``ClientGone``."""
+        self.unread = True  # in case of an error
+        limit, most = self.server.limits.body, self.server.retry.max_body
+        length = fields.length
+        if length is not None and limit is not None and length > limit:
+            raise HTTPError(413, f"a body has at most {limit} bytes here")
+        reader = BodyReader(self.receive, self.buffer, length, limit)
+        came = len(self.buffer)
+        self.buffer = b""
+        if length is not None and (length <= came or (length <= most and not fields.expects)):
+            request.body = reader.collect(length)
+        elif length is None and not fields.expects:
+            request.body = reader.collect(most)
+        elif came:
+            request.body = reader.frame(reader.read())
+        request.replayable = reader.done and reader.size <= most
+        if reader.done:
+            self.buffer = reader.rest
+        else:
+            request.upload = self.upload = Upload(reader)
+        self.unread = False
+
+    def receive(self) -> bytes:
+        """The next bytes of a body. Raises ``HTTPError`` 408 or ``ClientGone``."""
+        self.set_patience(self.server.timeouts.read)
+        try:
+            data = self.request.recv(_BULK)
+        except net.TIMED_OUT:
+            raise HTTPError(408, "the request body is too slow") from None
+        except OSError as error:
+            raise ClientGone(net.reason(error)) from None
+        if not data:
+            raise ClientGone("closed within a request body")
+        return data
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Raises ``ClientGone``, also when the client takes nothing for ``timeouts.send``."""
+        try:
+            self.request.sendall(data)
+        except OSError as error:
+            raise ClientGone(net.reason(error)) from None
+
+    def set_patience(self, seconds: float) -> None:
+        """How long the client may send nothing from now on."""
+        if seconds != self._patience:
+            self._patience = seconds
+            net.set_receive_timeout(self.request, seconds)
+
+    def check_client(self) -> None:
+        """Raises ``ClientGone`` if the client no longer waits for an answer."""
+        if not self.ended and net.hung_up(self.request):
+            raise ClientGone("closed while it waited")
+
+    def stays_open(self, request: Request) -> bool:
+        """Whether another request may follow the answer to this one."""
+        return (
+            request.fields.keep_alive
+            and not self.server.connections.hurry
+            and not self.ended
+            and not self.unread
+            and (request.upload is None or request.upload.reader.done)
+        )
+
+    def relay_interim(self, request: Request, head: ReplyHead) -> None:
+        """Passes a 1xx on, but not to HTTP/1.0 (RFC 9110, 15.2)."""
+        if request.line.minor:
+            self.send(head.ready)
+
+    def relay(self, request: Request, reply: Reply) -> None:
+        """Sends the response on. From here on the client has seen bytes: when the target fails,
+        the connection ends so that the client sees the truncation."""
+        head, rest = reply.head, reply.rest
+        self.keep = keep = self.stays_open(request)
+        self.status, self.size = head.status, 0
+        if (
+            head.length == len(rest)
+            and keep
+            and request.line.minor
+            and not (request.line.is_head or head.bodiless or request.upload)
+        ):
+            # All of it came at once, as small answers do: one send, nothing else to decide.
+            if head.keep_alive:
+                reply.upstream.give_back(reply.connection)
+            else:
+                reply.connection.close()
+            self.size = len(rest)
+            self.send(head.ready + rest)
+            return
+        whole = False
+        try:
+            whole = relay_response(self, request, reply)
+        except TargetError as error:
+            self.keep = False
+            log.warning("%s truncated a response: %s", reply.upstream.target.url, error)
+        finally:
+            upload = request.upload
+            clean = whole and head.keep_alive
+            if clean and (upload is None or (upload.finish(0.1) and upload.complete)):
+                reply.upstream.give_back(reply.connection)
+            else:
+                request.drop(reply.connection)
+        if upload and upload.reader.done:
+            self.buffer = upload.reader.rest
+
+    def answer(self, request: Request | None, status: int, text: str, extra: str = "") -> None:
+        """The proxy's own answer; to ``request``, or to something that isn't one."""
+        self.keep = request is not None and self.stays_open(request)
+        body = text.encode()
+        is_head = request is not None and request.line.is_head
+        self.status, self.size = status, 0 if is_head else len(body)
+        minor = request.line.minor if request else 1
+        head = (
+            f"HTTP/1.1 {status} {_phrase(status)}\r\n"
+            f"Date: {formatdate(usegmt=True)}\r\n"
+            "Content-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            f"{extra}{connection_line(minor, self.keep).decode()}\r\n"
+        ).encode()
+        self.send(head if is_head else head + body)
+
+    def _linger(self) -> None:
+        """Lets the client read the answer before the close of unread bytes resets it."""
+        net.shut(self.request, socket.SHUT_WR)
+        deadline = time.monotonic() + _LINGER
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                self.set_patience(left)
+                if not self.request.recv(_BULK):
+                    return
+        except OSError:
+            return
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""

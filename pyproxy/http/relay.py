@@ -1,0 +1,126 @@
+"""A response's way to the client: how its body is framed on each side, and the copying.
+
+target sends          client speaks HTTP/1.1      client speaks HTTP/1.0
+no body               no body                     no body
+Content-Length        the same                    the same
+chunked               chunked                     until close
+until close           chunked                     until close
+"""
+
+import threading
+from typing import TYPE_CHECKING
+
+from pyproxy import net
+from pyproxy.errors import ConnectionLost, HTTPError, TargetError
+from pyproxy.http.body import ChunkedDecoder, chunk, last_chunk
+from pyproxy.http.forward import Reply, Request
+from pyproxy.http.message import connection_line
+
+if TYPE_CHECKING:
+    from pyproxy.http.handler import ProxyHandler
+
+
+class Buffers:
+    """Buffers of 256 KiB for long bodies, lent to one thread at a time."""
+
+    SIZE = 262144
+    MOST = 32  # kept when nobody uses them
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return memoryview(bytearray(self.SIZE))
+
+    def give_back(self, buffer: memoryview) -> None:
+        with self._lock:
+            if len(self._free) < self.MOST:
+                self._free.append(buffer)
+
+
+def relay_response(client: "ProxyHandler", request: Request, reply: Reply) -> bool:
+    """Sends head and body to the client, in constant memory and as they come.
+
+    True if the target's connection is left exactly behind the response. Raises ``TargetError`` if
+    the target fails within it, ``ClientGone`` if the client does.
+    """
+    head = reply.head
+    if request.line.is_head or head.bodiless:
+        client.send(head.kept + connection_line(request.line.minor, client.keep) + b"\r\n")
+        return not reply.rest
+    if head.length is not None:
+        return _relay_length(client, request, reply, head.length)
+    return _relay_stream(client, request, reply)
+
+
+def _relay_length(client: "ProxyHandler", request: Request, reply: Reply, length: int) -> bool:
+    rest, connection = reply.rest, reply.connection
+    ending = connection_line(request.line.minor, client.keep)
+    client.size = min(len(rest), length)
+    client.send(reply.head.kept + ending + b"\r\n" + rest[:length])
+    left = length - len(rest)
+    if left <= 0:
+        return left == 0
+    buffers = client.server.buffers
+    buffer = buffers.take()
+    try:
+        while left:
+            view = buffer if left >= Buffers.SIZE else buffer[:left]
+            received = connection.receive_into(view, request.watch)
+            if not received:
+                raise ConnectionLost(f"closed {left} bytes before the end of a body")
+            client.send(view[:received])
+            client.size += received
+            left -= received
+    finally:
+        buffers.give_back(buffer)
+    return True
+
+
+def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> bool:
+    """A chunked body, or one that ends with the connection."""
+    connection = reply.connection
+    decoder = ChunkedDecoder() if reply.head.chunked else None
+    chunked = request.line.minor == 1
+    if not chunked:
+        client.keep = False
+    head = reply.head.kept + connection_line(request.line.minor, client.keep)
+    head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
+    data = reply.rest
+    try:
+        while True:
+            piece = _decode(decoder, data) if decoder and data else data
+            ended = decoder.done if decoder else False
+            out = chunk(piece) if chunked and piece else piece
+            if ended and decoder and chunked:
+                out += last_chunk(decoder.trailers)
+            if out := head + out:
+                client.send(out)
+                head = b""
+            client.size += len(piece)
+            if ended and decoder:
+                return not decoder.rest
+            data = connection.receive(request.watch)
+            if not data:
+                break
+        if decoder:
+            raise ConnectionLost("closed within a chunked body")
+        if chunked:
+            client.send(last_chunk())
+    except TargetError:
+        if not chunked:
+            # To HTTP/1.0 the end of the connection is the end of the body.
+            net.reset_on_close(client.request)
+        raise
+    return False
+
+
+def _decode(decoder: ChunkedDecoder, data: bytes) -> bytes:
+    try:
+        return decoder.feed(data)
+    except HTTPError as error:
+        raise ConnectionLost(str(error)) from None

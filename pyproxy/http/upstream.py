@@ -1,0 +1,184 @@
+"""Connections to targets, kept alive: the only place where a target's ``OSError`` gets a name.
+
+A connection is taken (``Upstream.take``), used by one thread, and given back or closed. Idle ones
+lie in a stack, so that the one used last, the least likely to be stale, is used next.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from pyproxy import net
+from pyproxy.balancing.target import Target
+from pyproxy.errors import (
+    BadReply,
+    ConnectFailed,
+    ConnectionLost,
+    HTTPError,
+    NoReply,
+    ReplyTimeout,
+)
+from pyproxy.http.message import ReplyHead, reply_heads
+from pyproxy.settings import Timeouts
+
+RECEIVE = 65536  # bytes asked for at once
+_TICK = 1.0  # seconds between looks at the client while a target is silent
+_TRUSTED_IDLE = 1.0  # seconds for which an idle connection is used without a look at it
+_LONGEST_IDLE = 60.0  # seconds after which it is closed
+
+# Called while a target is silent; raises when waiting has become vain, returns the moment (of
+# time.monotonic) from which the target's time to answer counts.
+Watch = Callable[[], float]
+
+
+class Upstream:
+    """The connections to one target."""
+
+    def __init__(self, target: Target, timeouts: Timeouts, head_limit: int = 65536) -> None:
+        self.target = target
+        self.timeouts = timeouts
+        self.head_limit = head_limit
+        # Where a receive timeout would hold for sending too, there are no ticks.
+        self.tick = min(_TICK, timeouts.read) if net.KERNEL_TIMEOUTS else timeouts.read
+        # Protects the stack of idle connections.
+        self._lock = threading.Lock()
+        self._idle: list[TargetConnection] = []
+
+    def take(self, careful: bool) -> "TargetConnection":
+        """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
+        a connection used just now is looked at first. Raises ``ConnectFailed``."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                connection = self._idle.pop()
+            idle = time.monotonic() - connection.idle_since
+            if idle < _LONGEST_IDLE and not (
+                (careful or idle > _TRUSTED_IDLE) and net.readable(connection.sock)
+            ):
+                connection.reused = True
+                return connection
+            connection.close()
+        return self.connect()
+
+    def connect(self) -> "TargetConnection":
+        """A new connection. Raises ``ConnectFailed``, or ``HTTPError`` 503 when it is this machine
+        that has run out of something."""
+        target = self.target
+        try:
+            sock = net.connect(target.host, target.port, self.timeouts.connect)
+        except OSError as error:
+            if net.exhausted(error):
+                raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
+            raise ConnectFailed(f"connect: {net.reason(error)}") from None
+        except UnicodeError:
+            raise ConnectFailed("connect: the name can't be looked up") from None
+        net.set_receive_timeout(sock, self.tick)
+        net.set_send_timeout(sock, self.timeouts.send)
+        return TargetConnection(sock, self)
+
+    def give_back(self, connection: "TargetConnection") -> None:
+        """Keeps a connection on which nothing is under way, and closes one idle for too long."""
+        connection.idle_since = now = time.monotonic()
+        with self._lock:
+            self._idle.append(connection)
+            stale = self._idle[0]
+            if now - stale.idle_since < _LONGEST_IDLE:
+                return
+            del self._idle[0]
+        stale.close()
+
+    def close_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+class TargetConnection:
+    """One connection to a target, used by one thread at a time."""
+
+    __slots__ = ("idle_since", "reused", "sock", "upstream")
+
+    def __init__(self, sock: socket.socket, upstream: Upstream) -> None:
+        self.sock = sock
+        self.upstream = upstream
+        self.reused = False  # has served a request before
+        self.idle_since = 0.0
+
+    def send(self, data: bytes) -> None:
+        """Raises ``ReplyTimeout`` or ``ConnectionLost``."""
+        try:
+            self.sock.sendall(data)
+        except net.TIMED_OUT:
+            raise ReplyTimeout("the target doesn't take the request") from None
+        except OSError as error:
+            raise ConnectionLost(net.reason(error)) from None
+
+    def receive(self, watch: Watch) -> bytes:
+        """Bytes as they come; none at the end. Raises ``ReplyTimeout``, ``ConnectionLost`` and
+        what ``watch`` raises."""
+        try:
+            return self.sock.recv(RECEIVE)
+        except net.TIMED_OUT:
+            self._wait(watch)
+            return self.receive(watch)
+        except OSError as error:
+            raise ConnectionLost(net.reason(error)) from None
+
+    def receive_into(self, buffer: memoryview, watch: Watch) -> int:
+        """The same into a buffer; the number of bytes."""
+        try:
+            return self.sock.recv_into(buffer)
+        except net.TIMED_OUT:
+            self._wait(watch)
+            return self.receive_into(buffer, watch)
+        except OSError as error:
+            raise ConnectionLost(net.reason(error)) from None
+
+    def _wait(self, watch: Watch, since: float | None = None) -> None:
+        """Waits for bytes on after the first tick, looking at the client at each further one."""
+        upstream = self.upstream
+        if since is None:
+            since = time.monotonic() - upstream.tick
+        while True:
+            left = max(since, watch()) + upstream.timeouts.read - time.monotonic()
+            if left <= 0:
+                raise ReplyTimeout(f"no answer within {upstream.timeouts.read:g} s")
+            if net.readable(self.sock, min(left, _TICK)):
+                return
+
+    def receive_head(self, watch: Watch, data: bytes = b"") -> tuple[ReplyHead, bytes]:
+        """A whole response head, and what came behind it; ``data`` is what has come of it. Raises
+        ``TargetError``; ``NoReply`` if not a byte came."""
+        try:
+            data = data or self.receive(watch)
+        except ConnectionLost as error:
+            raise NoReply(str(error)) from None
+        if not data:
+            raise NoReply("closed without an answer")
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            data, end = self._rest_of_head(data, watch)
+        end += 4
+        return reply_heads[data[:end]], data[end:]
+
+    def _rest_of_head(self, data: bytes, watch: Watch) -> tuple[bytes, int]:
+        started = time.monotonic()
+        while True:
+            if len(data) > self.upstream.head_limit:
+                raise BadReply("the response head is too long")
+            if not data.startswith(b"HTTP/"[: len(data)]):
+                raise BadReply("not an HTTP response")
+            self._wait(watch, started)
+            more = self.receive(watch)
+            if not more:
+                raise ConnectionLost("closed within the response head")
+            data += more
+            end = data.find(b"\r\n\r\n")
+            if end >= 0:
+                return data, end
+
+    def close(self) -> None:
+        self.sock.close()

@@ -1,0 +1,147 @@
+"""Sockets: addresses, kernel timeouts, and what a failed call means. Used by every layer that
+moves bytes; nothing here knows HTTP."""
+
+import contextlib
+import errno
+import os
+import random
+import select
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+from pyproxy.errors import ListenError
+
+# A blocking socket with kernel timeouts needs no poll() before each call, as settimeout() does.
+KERNEL_TIMEOUTS = sys.platform != "win32"
+# What a call raises when its time is over: EAGAIN from a kernel timeout, or Python's own.
+TIMED_OUT = (BlockingIOError, TimeoutError)
+
+# This machine is short of something: no fault of the other side.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux: the other side will send no more
+
+
+def stay_on_one_processor() -> None:
+    """The calling thread, and those it starts, run on one processor from now on: the interpreter's
+    lock lets only one of them run anyway, and a thread that lets go of the lock then doesn't wake
+    another one on another processor, which costs more than a small request (docs/benchmarks.md).
+    Does nothing without such a lock, or where the system can't do it.
+    """
+    locked = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if locked and hasattr(os, "sched_setaffinity"):
+        # Any of those allowed, so that several proxies on one machine spread over it.
+        os.sched_setaffinity(0, {random.choice(list(os.sched_getaffinity(0)))})
+
+
+def exhausted(error: OSError) -> bool:
+    return error.errno in _EXHAUSTED
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, in the system's own words, in lower case."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def set_receive_timeout(sock: socket.socket, seconds: float) -> None:
+    """From now on a receive that gets nothing for ``seconds`` raises one of ``TIMED_OUT``."""
+    if KERNEL_TIMEOUTS:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+    else:
+        sock.settimeout(seconds)
+
+
+def set_send_timeout(sock: socket.socket, seconds: float) -> None:
+    """From now on a send that moves nothing for ``seconds`` raises one of ``TIMED_OUT``."""
+    if KERNEL_TIMEOUTS:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    micro = max(1, round(seconds * 1_000_000))
+    return struct.pack("@ll", micro // 1_000_000, micro % 1_000_000)
+
+
+def no_delay(sock: socket.socket) -> None:
+    """Without it, Nagle's algorithm and delayed ACKs cost 40 ms a request."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def connect(host: str, port: int, timeout: float) -> socket.socket:
+    """A blocking connection to the first address of ``host`` that answers, within ``timeout``
+    seconds in all. Raises ``OSError``."""
+    deadline = time.monotonic() + timeout
+    failure: OSError | None = None
+    for family, kind, proto, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.settimeout(left)
+            sock.connect(address)
+            sock.setblocking(True)
+        except OSError as error:
+            sock.close()
+            failure = error
+            continue
+        no_delay(sock)
+        return sock
+    raise failure or TimeoutError("timed out")
+
+
+def resolve_to_listen(host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    """The family and address to bind. A name takes its IPv4 address where it has both. Raises
+    ``ListenError``."""
+    try:
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    except OSError as error:
+        raise ListenError(f"can't listen on {host}:{port}: {reason(error)}") from None
+    except UnicodeError:
+        raise ListenError(f"can't listen on {host}:{port}: that is no name of a host") from None
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, address
+
+
+def listen_error(host: str, port: int, error: OSError) -> ListenError:
+    remedy = {
+        errno.EADDRINUSE: "; another program listens there: stop it or choose another port",
+        errno.EACCES: "; a port below 1024 needs privileges: choose a higher one",
+        errno.EADDRNOTAVAIL: "; this machine has no such address",
+    }.get(error.errno or 0, "")
+    return ListenError(f"can't listen on {host}:{port}: {reason(error)}{remedy}")
+
+
+def readable(sock: socket.socket, seconds: float = 0) -> bool:
+    """Waits up to ``seconds`` for bytes, an end or an error to receive."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([sock], [], [], seconds)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other side has ended or reset the connection, without receiving from it. Where
+    the system can't tell (Windows), False."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sock, _HUNG_UP)
+    return bool(poll.poll(0))
+
+
+def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """Ends one or both directions at once, waking a thread that waits in it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(how)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Makes ``close`` send a reset, which nobody can take for the end of a body."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))

@@ -1,0 +1,276 @@
+"""Real sockets for tests: targets that do as told, clients that see every byte."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+DEADLINE = 10.0  # seconds for anything that must happen
+
+
+def eventually(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
+    """Waits until ``condition()`` is true; fails if it isn't in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes with a reset instead of an end."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@dataclass
+class Message:
+    """A head and a body as they came."""
+
+    start: bytes  # the first line
+    fields: list[tuple[bytes, bytes]]  # names as they came
+    body: bytes = b""
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    head: bytes = b""
+
+    def all(self, name: str) -> list[str]:
+        """The values of a field, in order."""
+        wanted = name.lower().encode()
+        return [value.decode("latin-1") for known, value in self.fields if known.lower() == wanted]
+
+    def get(self, name: str) -> str | None:
+        values = self.all(name)
+        return values[0] if values else None
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split()[1])
+
+
+class Wire:
+    """One end of a connection: whole messages out of bytes, and bytes as they are."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.settimeout(DEADLINE)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def _more(self) -> bool:
+        data = self.sock.recv(65536)
+        self.buffer += data
+        return bool(data)
+
+    def read_until(self, mark: bytes) -> bytes:
+        """Up to and with ``mark``. Raises ``EOFError`` when the connection ends before."""
+        while mark not in self.buffer:
+            if not self._more():
+                raise EOFError(self.buffer)
+        found, _, self.buffer = self.buffer.partition(mark)
+        return found + mark
+
+    def read_exactly(self, count: int) -> bytes:
+        while len(self.buffer) < count:
+            if not self._more():
+                raise EOFError(self.buffer)
+        data, self.buffer = self.buffer[:count], self.buffer[count:]
+        return data
+
+    def read_to_end(self) -> bytes:
+        while self._more():
+            pass
+        data, self.buffer = self.buffer, b""
+        return data
+
+    def read_head(self) -> Message:
+        head = self.read_until(b"\r\n\r\n")
+        start, *lines = head[:-4].split(b"\r\n")
+        fields = [
+            (name, value.strip()) for name, _, value in (one.partition(b":") for one in lines)
+        ]
+        return Message(start, fields, head=head)
+
+    def read_message(self, bodiless: bool = False) -> Message:
+        """A request or a response with its body, by length, chunked or (response) until close."""
+        message = self.read_head()
+        if bodiless:
+            return message
+        length = message.get("Content-Length")
+        if (message.get("Transfer-Encoding") or "").lower() == "chunked":
+            while size := int(self.read_until(b"\r\n").split(b";")[0], 16):
+                message.body += self.read_exactly(size)
+                assert self.read_exactly(2) == b"\r\n"
+            while (line := self.read_until(b"\r\n")) != b"\r\n":
+                name, _, value = line.partition(b":")
+                message.trailers.append((name, value.strip()))
+        elif length is not None:
+            message.body = self.read_exactly(int(length))
+        elif message.start.startswith(b"HTTP/"):
+            message.body = self.read_to_end()
+        return message
+
+    def at_end(self) -> bool:
+        """Waits for what comes next: True if it is the end or a reset, False if it is data."""
+        try:
+            return not self.buffer and not self._more()
+        except ConnectionError:
+            return True
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def reset(self) -> None:
+        reset(self.sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def client(url: str, receive_buffer: int | None = None) -> Wire:
+    """A connection to ``http://host:port``."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    sock = socket.socket()
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.settimeout(DEADLINE)
+    try:
+        sock.connect((host.strip("[]"), int(port)))
+    except OSError:
+        sock.close()
+        raise
+    return Wire(sock)
+
+
+def ask(url: str, request: bytes, bodiless: bool = False) -> Message:
+    """One request on a connection of its own; its final answer."""
+    with client(url) as wire:
+        wire.send(request)
+        return wire.read_message(bodiless)
+
+
+def get(url: str, path: str = "/", *lines: str, method: str = "GET") -> Message:
+    fields = "".join(f"{line}\r\n" for line in ("Host: test", *lines))
+    return ask(url, f"{method} {path} HTTP/1.1\r\n{fields}\r\n".encode("latin-1"), method == "HEAD")
+
+
+def answer(body: bytes | str = b"", *lines: str, status: str = "200 OK") -> bytes:
+    """A response with Content-Length."""
+    body = body.encode() if isinstance(body, str) else body
+    fields = "".join(f"{line}\r\n" for line in lines)
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n".encode("latin-1") + body
+    )
+
+
+class RawTarget:
+    """A listening socket; every connection is handed to ``serve(wire)`` in a thread of its own.
+
+    The connection is closed when ``serve`` returns or raises. ``requests`` is what ``serve`` has
+    put there.
+    """
+
+    def __init__(self, serve: Callable[["RawTarget", Wire], None], port: int = 0) -> None:
+        self._serve = serve
+        self.requests: list[Message] = []
+        self.connections = 0
+        self._wires: list[Wire] = []
+        self._threads: list[threading.Thread] = []
+        self._listener: socket.socket
+        self.port = port
+        self.start()
+
+    def start(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._spawn(self._accept, self._listener)
+
+    def _spawn(self, what: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=what, args=arguments, daemon=True, name="raw-target")
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            wire = Wire(sock)
+            self._wires.append(wire)
+            self.connections += 1
+            self._spawn(self._run, wire)
+
+    def _run(self, wire: Wire) -> None:
+        with contextlib.suppress(OSError, EOFError), wire:
+            self._serve(self, wire)
+
+    def stop(self) -> None:
+        """As if its process had died: nobody listens, every connection breaks."""
+        for sock in (self._listener, *(wire.sock for wire in self._wires)):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+        for wire in self._wires:
+            wire.close()
+        self._wires, self._threads = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def replying(response: bytes | Callable[[Message], bytes]) -> Callable[[RawTarget, Wire], None]:
+    """Reads whole requests, keeps them in ``requests``, and answers each one alike."""
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        while True:
+            request = wire.read_message()
+            target.requests.append(request)
+            wire.send(response(request) if callable(response) else response)
+
+    return serve
+
+
+def lettered(letter: str) -> RawTarget:
+    """A target that answers everything with its letter."""
+
+    def respond(request: Message) -> bytes:
+        full = answer(letter)
+        return full[: -len(letter)] if request.start.startswith(b"HEAD ") else full
+
+    return RawTarget(replying(respond))
+
+
+@contextlib.contextmanager
+def letters(names: str) -> Iterator[list[RawTarget]]:
+    """Lettered targets: ``letters("abc")``."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(lettered(name)) for name in names]

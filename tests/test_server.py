@@ -1,0 +1,256 @@
+"""Connections: their limit, their end, and clients that misbehave."""
+
+import http.server
+import queue
+import threading
+import time
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.errors import ListenError, SettingsError
+from pyproxy.http.server import ProxyServer
+from tests.support import RawTarget, Wire, answer, client, eventually, get, letters, replying
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Gate:
+    """A target that tells of each request and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.open = threading.Event()
+
+    def __call__(self, target: RawTarget, wire: Wire) -> None:
+        while True:
+            target.requests.append(wire.read_message())
+            self.arrived.put(None)
+            assert self.open.wait(10)
+            wire.send(answer(b"x"))
+
+
+def test_is_a_threading_http_server() -> None:
+    assert issubclass(ProxyServer, http.server.ThreadingHTTPServer)
+
+
+def test_a_port_in_use_is_told_clearly_and_nothing_stays_behind() -> None:
+    with letters("a") as [target], Proxy(targets=[target.url]) as proxy:
+        with pytest.raises(
+            ListenError, match=r"can't listen on 127\.0\.0\.1:\d+: .*in use; another"
+        ):
+            Proxy(targets=[target.url], listen=proxy.url).start()
+        assert get(proxy.url).status == 200
+
+
+def test_bad_keywords_are_told_like_bad_settings() -> None:
+    with pytest.raises(
+        SettingsError, match=r'max_fail: unknown setting \(did you mean "max_fails"'
+    ):
+        Proxy(targets=[8001], max_fail=2)
+
+
+def test_at_the_limit_a_new_connection_waits_for_a_place() -> None:
+    gate = Gate()
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], limits={"connections": 2}) as proxy,
+        client(proxy.url) as first,
+        client(proxy.url) as second,
+        client(proxy.url) as third,
+        client(proxy.url) as fourth,
+    ):
+        for wire in (first, second, third, fourth):
+            wire.send(GET)
+        for _ in range(2):
+            gate.arrived.get(timeout=10)
+        with pytest.raises(queue.Empty):
+            gate.arrived.get(timeout=0.3)
+        assert proxy.connections == 2
+        gate.open.set()
+        assert [wire.read_message().body for wire in (first, second, third, fourth)] == [b"x"] * 4
+
+
+def test_at_the_limit_idle_connections_are_ended_first_the_longest_idle_before() -> None:
+    with (
+        letters("a") as [target],
+        Proxy(targets=[target.url], limits={"connections": 3}) as proxy,
+        client(proxy.url) as first,
+        client(proxy.url) as second,
+        client(proxy.url) as third,
+        client(proxy.url) as fourth,
+    ):
+        for wire in (first, second, third):
+            wire.send(GET)
+            assert wire.read_message().body == b"a"
+        began = time.monotonic()
+        fourth.send(GET)
+        assert fourth.read_message().body == b"a"
+        assert time.monotonic() - began < 2
+        assert first.at_end()
+        for wire in (second, third):
+            wire.send(GET)
+            assert wire.read_message().body == b"a"
+
+
+def test_a_busy_connection_makes_room_after_its_answer_when_others_wait() -> None:
+    gate = Gate()
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], limits={"connections": 1}) as proxy,
+        client(proxy.url) as first,
+    ):
+        first.send(GET)
+        gate.arrived.get(timeout=10)
+        with client(proxy.url) as second:
+            second.send(GET)
+            gate.open.set()
+            assert first.read_message().body == b"x"
+            assert second.read_message().body == b"x"
+
+
+def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None:
+    gate = Gate()
+    with RawTarget(gate) as target:
+        proxy = Proxy(targets=[target.url])
+        proxy.start()
+        with client(proxy.url) as busy, client(proxy.url) as idle:
+            gate.open.set()
+            idle.send(GET)
+            assert idle.read_message().body == b"x"
+            gate.open.clear()
+            gate.arrived.get(timeout=10)
+            busy.send(GET)
+            gate.arrived.get(timeout=10)
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            assert idle.at_end()
+            with pytest.raises(OSError):
+                client(proxy.url).read_to_end()
+            assert stopping.is_alive()
+            gate.open.set()
+            reply = busy.read_message()
+            assert (reply.body, reply.get("Connection")) == (b"x", "close")
+            assert busy.at_end()
+            stopping.join(10)
+            assert not stopping.is_alive()
+
+
+def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
+    gate = Gate()
+    with RawTarget(gate) as target:
+        proxy = Proxy(targets=[target.url], timeouts={"drain": 0.2})
+        proxy.start()
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            gate.arrived.get(timeout=10)
+            began = time.monotonic()
+            proxy.stop()
+            assert time.monotonic() - began < 5
+            assert wire.at_end()
+        gate.open.set()
+
+
+def test_connections_in_the_backlog_are_served_when_it_stops() -> None:
+    """With one place taken by a slow request, two more clients wait; none of them is lost."""
+    gate = Gate()
+    with RawTarget(gate) as target:
+        proxy = Proxy(targets=[target.url], limits={"connections": 1})
+        proxy.start()
+        wires = [client(proxy.url) for _ in range(3)]
+        for wire in wires:
+            wire.send(GET)
+        gate.arrived.get(timeout=10)
+        stopping = threading.Thread(target=proxy.stop)
+        stopping.start()
+        gate.open.set()
+        assert [wire.read_message().body for wire in wires] == [b"x"] * 3
+        stopping.join(10)
+        for wire in wires:
+            wire.close()
+
+
+def test_starting_and_stopping_is_quick() -> None:
+    with letters("a") as [target]:
+        began = time.monotonic()
+        for _ in range(10):
+            with Proxy(targets=[target.url]):
+                pass
+        assert time.monotonic() - began < 2
+
+
+def test_a_client_that_leaves_while_it_waits_frees_its_place() -> None:
+    gate = Gate()
+    with RawTarget(gate) as target, Proxy(targets=[target.url]) as proxy:
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            gate.arrived.get(timeout=10)
+        eventually(lambda: not proxy.connections, 5)
+        assert len(proxy.pool.live) == 1
+        gate.open.set()
+
+
+def test_a_client_that_leaves_during_its_upload_frees_its_place() -> None:
+    got = threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        wire.read_head()
+        got.set()
+        wire.read_to_end()
+
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        with client(proxy.url) as wire:
+            wire.send(
+                b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 100_000
+            )
+            assert got.wait(10)
+        eventually(lambda: not proxy.connections, 5)
+        assert len(proxy.pool.live) == 1
+
+
+def test_a_client_that_leaves_during_its_download_frees_its_place() -> None:
+    def serve(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 900000000\r\n\r\n")
+        while True:
+            wire.send(b"x" * 100_000)
+
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            wire.read_exactly(1000)
+        eventually(lambda: not proxy.connections, 5)
+        assert len(proxy.pool.live) == 1
+
+
+def test_a_client_that_does_not_read_is_given_up() -> None:
+    with (
+        RawTarget(replying(answer(b"x" * 30_000_000))) as target,
+        Proxy(targets=[target.url], timeouts={"send": 0.3}) as proxy,
+        client(proxy.url, receive_buffer=4096) as wire,
+    ):
+        wire.send(GET)
+        eventually(lambda: proxy.connections)
+        eventually(lambda: not proxy.connections, 5)
+        assert len(proxy.pool.live) == 1
+
+
+def test_a_half_closed_client_still_gets_its_answer() -> None:
+    with letters("a") as [target], Proxy(targets=[target.url]) as proxy, client(proxy.url) as wire:
+        wire.send(GET)
+        wire.sock.shutdown(1)
+        assert wire.read_message().body == b"a"
+
+
+def test_many_connections_are_served_at_once() -> None:
+    gate = Gate()
+    with RawTarget(gate) as target, Proxy(targets=[target.url]) as proxy:
+        wires = [client(proxy.url) for _ in range(100)]
+        for wire in wires:
+            wire.send(GET)
+        for _ in wires:
+            gate.arrived.get(timeout=10)
+        gate.open.set()
+        assert [wire.read_message().body for wire in wires] == [b"x"] * 100
+        for wire in wires:
+            wire.close()
