@@ -1,0 +1,285 @@
+"""The front door: ``python -m pyproxy``."""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyproxy import __version__, settings
+from pyproxy.app import Proxy
+from pyproxy.errors import ListenError, PyproxyError, SettingsError
+
+try:
+    import resource
+except ImportError:  # Windows has no limit on open files to raise
+    resource = None  # type: ignore[assignment]
+
+
+class Refused(click.ClickException):
+    """Ends the program with lines that say what is wrong, and exit status 1."""
+
+    def __init__(self, error: PyproxyError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
+class BadSettings(Refused):
+    """The same with exit status 2, as for any other wrong argument."""
+
+    exit_code = 2
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting, explained as it is declared."""
+    for path, option, default in reversed(settings.options()):
+        unit = f" ({option.unit})" if option.unit else ""
+        shown = settings.plain(default)
+        says = "" if shown in ([], None) else f" [default: {_brief(shown)}]"
+        command = click.option(
+            f"--{path.replace('_', '-')}",
+            path.replace(".", "__"),
+            metavar="VALUE",
+            help=f"{option.help[0].upper()}{option.help[1:]}{unit}.{says}",
+        )(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="The settings file. [default: appsettings.json in the current folder]",
+    )(command)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_brief(one) for one in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def load_settings(config: Path | None, given: dict[str, str | None]) -> settings.Settings:
+    said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+    try:
+        return settings.load(config, command_line=said)
+    except SettingsError as error:
+        raise BadSettings(error) from None
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@setting_options
+@click.version_option(__version__, prog_name="pyproxy")
+@click.pass_context
+def main(context: click.Context, /, config: Path | None, **given: str | None) -> None:
+    """A load-balancing HTTP reverse proxy.
+
+    Without a command it serves, as appsettings.json in the current folder says. Environment
+    variables (PYPROXY_SLEEPING=5, PYPROXY_TIMEOUTS__READ=5) stand over the file, the options below
+    over both.
+    """
+    if context.invoked_subcommand is None:
+        serve(load_settings(config, given))
+    elif config or any(value is not None for value in given.values()):
+        raise click.UsageError(
+            f"options of a command stand behind it: {context.invoked_subcommand}"
+        )
+
+
+def serve(chosen: settings.Settings) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    # An answer to one request is the access log's business.
+    logging.getLogger("pyproxy.http.handler").setLevel(logging.WARNING)
+    _raise_file_limit(chosen.limits.connections)
+    signals = catch_signals()
+    proxy = Proxy(chosen)
+    try:
+        proxy.start()
+    except ListenError as error:
+        raise Refused(error) from None
+    urls = [target.url for target in chosen.targets]
+    many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
+    click.echo(
+        f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {many}"
+        f" ({chosen.policy}): {', '.join(urls)}",
+        err=True,
+    )
+    signals.get()
+    click.echo("stopping: requests under way are finished (once more ends at once)", err=True)
+    _in_background(_end_at_once, signals)
+    proxy.stop()
+
+
+def catch_signals() -> "queue.SimpleQueue[int]":
+    """SIGINT and SIGTERM, as they come."""
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.put(number))
+    return signals
+
+
+def _in_background(what: Callable[..., object], *arguments: object) -> None:
+    name = f"pyproxy-{what.__name__.strip('_')}"
+    threading.Thread(target=what, args=arguments, name=name, daemon=True).start()
+
+
+def _end_at_once(signals: "queue.SimpleQueue[int]") -> None:
+    os._exit(128 + signals.get())
+
+
+def _raise_file_limit(connections: int) -> None:
+    """A connection needs two descriptors, one on each side."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * connections + 100
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        logging.getLogger("pyproxy").warning(
+            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
+            " or lower the limit",
+            connections,
+            needed,
+            most,
+        )
+
+
+@main.command()
+@setting_options
+def check(config: Path | None, **given: str | None) -> None:
+    """Check the settings, and print those that are in effect."""
+    click.echo(
+        json.dumps(settings.plain(load_settings(config, given)), indent=2, ensure_ascii=False)
+    )
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    default=8001,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="The port; 0 lets the system choose.",
+)
+@click.option("--name", help="What the header X-Target says. [default: host:port]")
+@click.option(
+    "--until-eof", is_flag=True, help="End when standard input ends, as when a parent dies."
+)
+def target(host: str, port: int, name: str | None, until_eof: bool) -> None:
+    """Run the "Hello, world!" target."""
+    from pyproxy.lab.target import HelloServer
+
+    signals = catch_signals()
+    try:
+        server = HelloServer(host, port, name)
+    except PyproxyError as error:
+        raise Refused(error) from None
+    with server:
+        click.echo(f"target {server.name} listens on {server.url}")
+        _in_background(server.serve_forever)
+        if until_eof:
+            _in_background(_signal_at_eof, signals)
+        signals.get()
+        server.shutdown()
+
+
+def _signal_at_eof(signals: "queue.SimpleQueue[int]") -> None:
+    sys.stdin.buffer.read()
+    signals.put(0)
+
+
+SECONDS = click.FloatRange(0, min_open=True)
+
+
+@main.command()
+@click.argument("url", default="http://localhost:8000/")
+@click.option(
+    "--interval", default=0.2, show_default=True, type=SECONDS, help="Seconds between requests."
+)
+@click.option("--duration", type=SECONDS, help="Seconds to go on for. [default: until Ctrl-C]")
+@click.option("--count", type=click.IntRange(1), help="Requests to send. [default: no limit]")
+def spam(url: str, interval: float, duration: float | None, count: int | None) -> None:
+    """Ask URL again and again; a line each: time, status, duration, target.
+
+    The exit status is 1 if a request failed.
+    """
+    from pyproxy.lab.spamer import Tally
+    from pyproxy.lab.spamer import spam as ask
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tally = Tally()
+    with contextlib.suppress(KeyboardInterrupt):
+        for answer in ask(url, interval, duration, count):
+            tally.add(answer)
+            click.echo(str(answer))
+    for line in tally.lines():
+        click.echo(line)
+    sys.exit(1 if tally.failed else 0)
+
+
+@main.command()
+@click.option(
+    "--before", default=6.0, show_default=True, type=SECONDS, help="Seconds with all five."
+)
+@click.option("--down", default=6.0, show_default=True, type=SECONDS, help="Seconds with four.")
+@click.option(
+    "--after", default=6.0, show_default=True, type=SECONDS, help="Seconds with all again."
+)
+@click.option(
+    "--interval", default=0.05, show_default=True, type=SECONDS, help="Seconds between requests."
+)
+@click.option(
+    "--sleeping", default=2.0, show_default=True, type=SECONDS, help="Seconds between probes."
+)
+def demo(before: float, down: float, after: float, interval: float, sleeping: float) -> None:
+    """Show failover: five targets, the proxy, a spamer; the third target dies and comes back.
+
+    The exit status is 0 if no request failed and the target was evicted and restored.
+    """
+    from pyproxy.lab.demo import Demo, Story
+
+    logging.getLogger("pyproxy").addHandler(logging.NullHandler())  # the story tells it
+    live = sys.stdout.isatty()
+    told = 0
+    drawn = 0
+    story: Story | None = None
+    run = Demo(before, down, after, interval, sleeping).run()
+    try:
+        for story in run:
+            if drawn:
+                click.echo(f"\x1b[{drawn}A\x1b[J", nl=False)
+                drawn = 0
+            for at, text in story.events[told:]:
+                click.echo(f"{at:6.2f} s  {text}")
+                told += 1
+            if live:
+                lines = story.table()
+                click.echo("\n".join(["", *lines]))
+                drawn = len(lines) + 1
+    except PyproxyError as error:
+        raise Refused(error) from None
+    except KeyboardInterrupt:
+        run.close()
+        click.echo("stopped before the end of the story", err=True)
+        sys.exit(130)
+    if story is None:
+        sys.exit(1)
+    if drawn:
+        click.echo(f"\x1b[{drawn}A\x1b[J", nl=False)
+    click.echo("\n".join(["", *story.summary()]))
+    sys.exit(0 if story.went_well() else 1)

@@ -1,0 +1,1 @@
+"""The programs around the proxy: something to serve, something that asks, and their story."""

@@ -1,0 +1,74 @@
+"""The "Hello, world!" target: a server to put behind the proxy."""
+
+import socket
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from pyproxy import net
+
+BODY = b"Hello, world!"
+
+
+class HelloHandler(BaseHTTPRequestHandler):
+    """Answers any method and path alike; the header ``X-Target`` tells who answered."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "pyproxy-target"
+    sys_version = ""
+    wbufsize = -1  # head and body in one segment
+    disable_nagle_algorithm = True
+    server: "HelloServer"
+
+    def answer(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not length.isdigit():
+            self.close_connection = True  # the body is left unread
+        else:
+            self._discard(int(length))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(BODY)))
+        self.send_header("X-Target", self.server.name)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(BODY)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer
+
+    def _discard(self, length: int) -> None:
+        while length > 0 and (data := self.rfile.read(min(length, 65536))):
+            length -= len(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class HelloServer(ThreadingHTTPServer):
+    """One target. Raises ``ListenError``; ``serve_forever`` serves."""
+
+    daemon_threads = True
+    allow_reuse_address = sys.platform != "win32"
+    request_queue_size = 1024
+
+    def __init__(self, host: str, port: int, name: str | None = None) -> None:
+        """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given."""
+        self.address_family, address = net.resolve_to_listen(host, port)
+        try:
+            super().__init__(address, HelloHandler)
+        except OSError as error:
+            raise net.listen_error(host, port, error) from None
+        self.name = name or f"{host}:{self.server_port}"
+        self.url = f"http://{host}:{self.server_port}"
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name = str(self.server_address[0])
+        self.server_port = self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is nothing to report."""

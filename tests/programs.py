@@ -1,0 +1,142 @@
+"""Real ``python -m pyproxy`` processes: their lines, their signals, and their certain end."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[1]
+NOWHERE = Path(__file__).parent  # a folder without an appsettings.json
+DEADLINE = 30.0  # seconds; a start takes 0.2 on an idle machine, and the machine may be busy
+
+
+def _command(arguments: Sequence[str], prefix: Sequence[str]) -> list[str]:
+    return [*prefix, sys.executable, "-m", "pyproxy", *arguments]
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's, without settings in it; pyproxy is the one of this repository."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYPROXY_")}
+    return {**ours, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **(extra or {})}
+
+
+class Program:
+    """A process whose lines are collected while it runs."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.stdout: list[str] = []
+        self.stderr: list[str] = []
+        # Notified when a line comes, and when an output ends.
+        self._heard = threading.Condition()
+        assert process.stdout
+        assert process.stderr
+        self._threads = [
+            threading.Thread(target=self._collect, args=(pipe, lines), name="program-output")
+            for pipe, lines in ((process.stdout, self.stdout), (process.stderr, self.stderr))
+        ]
+        self._open = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+
+    def _collect(self, pipe: IO[str], lines: list[str]) -> None:
+        for line in pipe:
+            with self._heard:
+                lines.append(line.rstrip("\n"))
+                self._heard.notify_all()
+        with self._heard:
+            self._open -= 1
+            self._heard.notify_all()
+
+    def wait_for(self, pattern: str, seconds: float = DEADLINE) -> re.Match[str]:
+        """The first line of either output with ``pattern``; fails when none comes in time."""
+        deadline = time.monotonic() + seconds
+        with self._heard:
+            while True:
+                for line in (*self.stdout, *self.stderr):
+                    if match := re.search(pattern, line):
+                        return match
+                left = deadline - time.monotonic()
+                assert self._open, f"it ended without {pattern!r}:\n{self.text}"
+                assert left > 0, f"no {pattern!r} in {seconds} s:\n{self.text}"
+                self._heard.wait(left)
+
+    @property
+    def text(self) -> str:
+        return "\n".join((*self.stdout, *self.stderr))
+
+    @property
+    def url(self) -> str:
+        """Where the proxy, or the target, says that it listens."""
+        return self.wait_for(r"listens on (http://[^\s,]+)")[1]
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        """Its exit code; every line has been collected by then."""
+        code = self.process.wait(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
+        return code
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = DEADLINE) -> int:
+        self.send(number)
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+    def close_input(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+
+
+@contextlib.contextmanager
+def program(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Program]:
+    """``python -m pyproxy …``, ended at the end of the block. ``env`` stands over this process's
+    environment."""
+    with subprocess.Popen(
+        _command(arguments, ()),
+        cwd=cwd or NOWHERE,
+        env=environment(env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        running = Program(process)
+        try:
+            yield running
+        finally:
+            process.kill()
+            running.wait()
+
+
+def run(
+    *arguments: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> "subprocess.CompletedProcess[str]":
+    """``python -m pyproxy …`` to its end. ``prefix`` is a command that runs it."""
+    return subprocess.run(
+        _command(arguments, prefix),
+        cwd=cwd or NOWHERE,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+    )
