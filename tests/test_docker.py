@@ -1,0 +1,216 @@
+"""The image and docker-compose.yaml, on a real engine: one proxy before five targets."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[1]
+TARGETS = [f"target{number}" for number in range(1, 6)]
+SERVICES = ["proxy", *TARGETS]
+MEGABYTE = 1_000_000
+
+log = logging.getLogger(__name__)  # to see it: pytest --log-cli-level=INFO
+
+
+class Compose:
+    """A project of its own, so that a running `docker compose up` is left alone."""
+
+    def __init__(self) -> None:
+        self.project = f"pyproxy-test-{os.getpid()}"
+        self.environment = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": self.project,
+            "PYPROXY_IMAGE": self.project,
+            "PYPROXY_PORT": "0",
+            "PYPROXY_SLEEPING": "1",
+        }
+
+    def docker(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["docker", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"docker {' '.join(arguments)}:\n{done.stdout}"
+        return done.stdout.strip()
+
+    def __call__(self, *arguments: str) -> str:
+        return self.docker("compose", *arguments)
+
+    def inside(self, service: str, command: str) -> str:
+        return self("exec", "-T", service, "sh", "-c", command)
+
+    def state(self, service: str) -> dict[str, object]:
+        state: dict[str, object] = json.loads(
+            self.docker("inspect", "--format", "{{json .State}}", self("ps", "-aq", service))
+        )
+        return state
+
+    @property
+    def url(self) -> str:
+        return "http://127.0.0.1:" + self("port", "proxy", "8000").rpartition(":")[2]
+
+
+def missing() -> str | None:
+    """Why there is nothing to test with."""
+    if not shutil.which("docker"):
+        return "docker is not on PATH"
+    for command, reason in [
+        ("docker compose version", "'docker compose' is missing"),
+        ("docker info", "no Docker engine answers 'docker info'"),
+    ]:
+        if subprocess.run(command.split(), capture_output=True, timeout=60).returncode:
+            return reason
+    return None
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Compose]:
+    if reason := missing():
+        pytest.skip(reason)
+    compose = Compose()
+    try:
+        compose("build")
+        compose("up", "--wait")
+        yield compose
+    finally:
+        compose("down", "--timeout", "2", "--volumes")
+        compose.docker("image", "rm", "--force", compose.project)
+
+
+class Visitor:
+    """Requests without a pause, in a thread: who answered, and what failed."""
+
+    def __init__(self, url: str, kept_alive: bool) -> None:
+        self.url, self.kept_alive = url, kept_alive
+        self.answers: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.slowest = 0.0
+        self._ended = Event()
+        self._thread = Thread(target=self._run, name="visitor")
+
+    def __enter__(self) -> "Visitor":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            headers = {} if self.kept_alive else {"Connection": "close"}
+            while not self._ended.wait(0.01):
+                started = time.monotonic()
+                try:
+                    response = session.get(self.url, headers=headers, timeout=20)
+                except requests.RequestException as error:
+                    self.failures.append(repr(error))
+                    continue
+                self.slowest = max(self.slowest, time.monotonic() - started)
+                if (response.status_code, response.text) == (200, "Hello, world!"):
+                    self.answers[response.headers["X-Target"]] += 1
+                else:
+                    self.failures.append(f"{response.status_code} {response.text[:100]}")
+
+    def wait_for(self, target: str, answers: int, seconds: float) -> None:
+        """Until so many more answers of this target have come."""
+        wanted = self.answers[target] + answers
+        deadline = time.monotonic() + seconds
+        while self.answers[target] < wanted:
+            assert time.monotonic() < deadline, f"{target} doesn't serve: {self.answers}"
+            time.sleep(0.05)
+
+
+def test_the_image_adds_little_to_the_one_of_python(compose: Compose) -> None:
+    def size(image: str) -> int:
+        return int(compose.docker("image", "inspect", "--format", "{{.Size}}", image))
+
+    # BuildKit may keep the base image to itself, then only the whole can be limited
+    has_base = compose.docker("image", "ls", "-q", "python:3.12-slim")
+    added = size(compose.project) - (size("python:3.12-slim") if has_base else 150 * MEGABYTE)
+    log.info("image: %d MB, %.1f of them added", size(compose.project) / MEGABYTE, added / MEGABYTE)
+    assert added < 20 * MEGABYTE
+
+
+def test_every_service_is_healthy(compose: Compose) -> None:
+    listing = compose("ps", "--format", "json")
+    # one object a line since Compose 2.21, before that one list
+    rows = json.loads(listing) if listing.startswith("[") else map(json.loads, listing.splitlines())
+    assert {row["Service"]: row["Health"] for row in rows} == dict.fromkeys(SERVICES, "healthy")
+
+
+@pytest.mark.parametrize("service", ["proxy", "target1"])
+def test_no_service_has_rights_that_it_does_not_need(compose: Compose, service: str) -> None:
+    assert compose.inside(service, "id -u; id -g").split() == ["10001", "10001"]
+    assert "gcc" not in compose.inside(service, "command -v gcc cc || true")
+    assert "Read-only file system" in compose.inside(service, "touch /app/x 2>&1 || true")
+    status = compose.inside(service, "cat /proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+
+
+def test_requests_are_spread_evenly(compose: Compose) -> None:
+    with requests.Session() as session:
+        session.trust_env = False
+        url = compose.url
+        counts = Counter(session.get(url, timeout=5).headers["X-Target"] for _ in range(200))
+    log.info("%s", counts)
+    # 40 each, but for the proxy's own health check that comes in between
+    assert sorted(counts) == TARGETS
+    assert all(38 <= count <= 42 for count in counts.values())
+
+
+def test_a_stopped_target_costs_no_request_and_serves_again_when_started(compose: Compose) -> None:
+    url = compose.url
+    with Visitor(url, kept_alive=True) as regular, Visitor(url, kept_alive=False) as newcomer:
+        visitors = (regular, newcomer)
+        for visitor in visitors:
+            visitor.wait_for("target3", answers=5, seconds=10)
+
+        compose("stop", "target3")
+        before = [visitor.answers["target3"] for visitor in visitors]
+        for visitor in visitors:
+            visitor.wait_for("target4", answers=20, seconds=20)
+        assert [visitor.answers["target3"] for visitor in visitors] == before
+
+        compose("start", "target3")
+        for visitor in visitors:
+            visitor.wait_for("target3", answers=5, seconds=20)
+    for visitor in visitors:
+        log.info("%s, slowest %.3f s", visitor.answers, visitor.slowest)
+        assert visitor.failures == []
+
+
+def test_the_spamer_runs_in_the_image(compose: Compose) -> None:
+    spam = "python -m pyproxy spam http://127.0.0.1:8000/ --interval 0.01 --count 10"
+    report = compose.inside("proxy", spam)
+    assert all(target in report for target in TARGETS)
+
+
+@pytest.mark.parametrize("service", ["proxy", "target5"])
+def test_a_stop_is_answered_at_once_and_with_exit_code_0(compose: Compose, service: str) -> None:
+    try:
+        started = time.monotonic()
+        compose("stop", service)
+        assert time.monotonic() - started < 8, "it was killed, not stopped"
+        assert compose.state(service)["ExitCode"] == 0
+    finally:
+        compose("start", service)
