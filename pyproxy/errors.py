@@ -47,6 +47,7 @@ class TargetError(PyproxyError):
 
     status = 502
     sent = True
+    counts = True  # as a failure of the target
 
 
 class ConnectFailed(TargetError):
@@ -60,8 +61,14 @@ class ConnectionLost(TargetError):
 
 
 class NoReply(ConnectionLost):
-    """Reset or closed before a byte of a response: on a kept-alive connection no failure of the
-    target, which may have closed it when the request was under way."""
+    """Reset or closed before a byte of a response."""
+
+
+class StaleConnection(NoReply):
+    """The same on a kept-alive connection, under a request that can't be sent twice: the target
+    may have closed it when the request was under way, which is no failure."""
+
+    counts = False
 
 
 class BadReply(TargetError):

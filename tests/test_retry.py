@@ -247,6 +247,13 @@ def test_a_kept_alive_connection_closed_meanwhile_is_no_failure() -> None:
         assert (target.connections, len(proxy.pool.live)) == (5, 1)
 
 
+def test_a_post_under_which_a_kept_alive_connection_ends_is_not_held_against_the_target() -> None:
+    with RawTarget(closes_kept_alive) as target, Proxy(targets=[target.url]) as proxy:
+        request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+        assert [ask(proxy.url, request).status for _ in range(3)] == [200, 502, 200]
+        assert (len(target.requests), len(proxy.pool.live)) == (2, 1), "never sent twice"
+
+
 def test_a_post_does_not_use_a_connection_that_has_been_closed() -> None:
     def serve(target: RawTarget, wire: Wire) -> None:
         target.requests.append(wire.read_message())

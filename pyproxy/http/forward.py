@@ -12,7 +12,14 @@ from typing import Protocol
 
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
-from pyproxy.errors import BadReply, EmptyRing, NobodyLeft, NoReply, TargetError
+from pyproxy.errors import (
+    BadReply,
+    EmptyRing,
+    NobodyLeft,
+    NoReply,
+    StaleConnection,
+    TargetError,
+)
 from pyproxy.http.message import ReplyHead, RequestFields, RequestLine
 from pyproxy.http.upload import Upload
 from pyproxy.http.upstream import TargetConnection, Upstream
@@ -70,12 +77,12 @@ class Request:
         """While a target is silent: see ``upstream.Watch``. While the body is still being sent,
         the target's time to answer doesn't run."""
         upload = self.upload
-        if upload is None:
-            self.client.check_client()
-            return self.started
-        if upload.error:
+        if upload and upload.running:
+            return time.monotonic()
+        if upload and upload.error:
             raise upload.error
-        return upload.ended_at or time.monotonic()
+        self.client.check_client()
+        return upload.ended_at if upload and upload.ended_at else self.started
 
     def drop(self, connection: TargetConnection) -> None:
         """Closes a connection that this request has used."""
@@ -131,7 +138,8 @@ class Forwarder:
             except TargetError as error:
                 if request.upload and request.upload.error:
                     raise request.upload.error from None  # it was the client
-                pool.failed(target, str(error))
+                if error.counts:
+                    pool.failed(target, str(error))
                 tried, failure = (*tried, target), error
                 if error.sent and not self._repeatable(request):
                     raise
@@ -160,13 +168,15 @@ class Forwarder:
     def _attempt(self, upstream: Upstream, request: Request) -> Reply:
         """One target's answer. A kept-alive connection that it had closed meanwhile is no failure:
         the same target is asked again on a fresh one, if the request can be sent twice."""
-        again = request.line.idempotent and request.replayable
+        again = self._repeatable(request)
         connection = upstream.take(careful=not again)
         try:
             return self._exchange(connection, upstream, request)
-        except NoReply:
-            if not (connection.reused and again):
+        except NoReply as error:
+            if not connection.reused:
                 raise
+            if not again:
+                raise StaleConnection(str(error)) from None
         return self._exchange(upstream.connect(), upstream, request)
 
     def _exchange(

@@ -55,7 +55,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.served = 0  # requests
         self.ended = False  # the server has shut the receiving side while it was idle
         self.start = b""  # of the request that is read, for the access log
-        self.unread = False  # something of a request: a plain close would reset our answer away
+        self.unread = False  # there may be more to read: a plain close would reset our answer away
+        self.broken = False  # the client must not take the end for that of a response
         self.upload: Upload | None = None
         self._patience = server.timeouts.header
         net.no_delay(self.request)
@@ -77,7 +78,9 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             self.server.connections.leave(self)
 
     def _end(self) -> None:
-        if self.unread or (self.upload and not self.upload.reader.done):
+        if self.server.connections.hurry:
+            self.unread = self.unread or net.readable(self.request)
+        if not self.broken and (self.unread or self.buffer):
             self._linger()
         if self.upload and not self.upload.finish(0):
             net.shut(self.request)
@@ -270,12 +273,13 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def stays_open(self, request: Request) -> bool:
         """Whether another request may follow the answer to this one."""
+        if request.upload and not request.upload.reader.done:
+            self.unread = True
         return (
             request.fields.keep_alive
-            and not self.server.connections.hurry
-            and not self.ended
             and not self.unread
-            and (request.upload is None or request.upload.reader.done)
+            and not self.ended
+            and not self.server.connections.hurry
         )
 
     def relay_interim(self, request: Request, head: ReplyHead) -> None:
@@ -308,6 +312,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             whole = relay_response(self, request, reply)
         except TargetError as error:
             self.keep = False
+            self.broken = True
             log.warning("%s truncated a response: %s", reply.upstream.target.url, error)
         finally:
             upload = request.upload

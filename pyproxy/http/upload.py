@@ -25,6 +25,10 @@ class Upload:
         self._lock = threading.Lock()
         self._dropped = False
 
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self.ended_at is None
+
     def start(self, connection: TargetConnection) -> None:
         self._connection = connection
         self._thread = threading.Thread(target=self._run, name="pyproxy-upload", daemon=True)
@@ -53,7 +57,7 @@ class Upload:
     def drop(self, connection: TargetConnection) -> None:
         """Closes the connection, as soon as the thread no longer uses it."""
         with self._lock:
-            self._dropped = self._thread is not None and self.ended_at is None
+            self._dropped = self.running
             if not self._dropped:
                 connection.close()
                 return
