@@ -3,6 +3,7 @@ moves bytes; nothing here knows HTTP."""
 
 import contextlib
 import errno
+import functools
 import os
 import random
 import select
@@ -18,6 +19,9 @@ from pyproxy.errors import ListenError
 KERNEL_TIMEOUTS = sys.platform != "win32"
 # What a call raises when its time is over: EAGAIN from a kernel timeout, or Python's own.
 TIMED_OUT = (BlockingIOError, TimeoutError)
+
+# An accepted socket has the options of the one that listens.
+INHERITS_OPTIONS = sys.platform.startswith("linux")
 
 # This machine is short of something: no fault of the other side.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
@@ -60,6 +64,7 @@ def set_send_timeout(sock: socket.socket, seconds: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
 
+@functools.lru_cache
 def _timeval(seconds: float) -> bytes:
     micro = max(1, round(seconds * 1_000_000))
     return struct.pack("@ll", micro // 1_000_000, micro % 1_000_000)
@@ -67,8 +72,7 @@ def _timeval(seconds: float) -> bytes:
 
 def no_delay(sock: socket.socket) -> None:
     """Without it, Nagle's algorithm and delayed ACKs cost 40 ms a request."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def connect(host: str, port: int, timeout: float) -> socket.socket:
@@ -133,6 +137,19 @@ def hung_up(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, _HUNG_UP)
     return bool(poll.poll(0))
+
+
+def send_both(sock: socket.socket, head: bytes, body: bytes | memoryview) -> None:
+    """Sends both in one call, without a copy of them joined. Raises ``OSError``."""
+    if not hasattr(sock, "sendmsg"):  # Windows
+        sock.sendall(head + body)
+        return
+    sent = sock.sendmsg((head, body))
+    if sent < len(head):
+        sock.sendall(head[sent:])
+        sent = len(head)
+    if sent < len(head) + len(body):
+        sock.sendall(memoryview(body)[sent - len(head) :])
 
 
 def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:

@@ -64,7 +64,8 @@ class Request:
         self.line = line
         self.fields = fields
         self.head = head  # as it goes to a target
-        self.body = b""  # as it goes to a target: all of it, or what stands before the upload
+        # As it goes to a target: all of it, or what stands before the upload.
+        self.body: bytes | memoryview = b""
         self.upload: Upload | None = None
         self.replayable = True
         self.client = client
@@ -185,7 +186,7 @@ class Forwarder:
         request.started = time.monotonic()
         try:
             try:
-                connection.send(request.head + request.body if request.body else request.head)
+                connection.send(request.head, request.body)
             except TargetError:
                 # It may have answered before it closed, as a server that refuses a long body does.
                 return self._receive(connection, upstream, request)

@@ -12,9 +12,10 @@ import logging
 import socket
 import socketserver
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyproxy import net
 from pyproxy.errors import ClientGone, HTTPError, NobodyLeft, TargetError
@@ -28,13 +29,16 @@ from pyproxy.http.message import (
     request_fields,
     request_lines,
 )
-from pyproxy.http.relay import relay_response
+from pyproxy.http.relay import Buffers, relay_response
 from pyproxy.http.upload import Upload
 
 if TYPE_CHECKING:
     from pyproxy.http.server import ProxyServer
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 _RECEIVE = 16384  # bytes asked for at once from an idle client
 _BULK = 65536  # the same within a body
@@ -58,10 +62,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.unread = False  # there may be more to read: a plain close would reset our answer away
         self.broken = False  # the client must not take the end for that of a response
         self.upload: Upload | None = None
+        self.lent: memoryview | None = None  # holds the body of the request under way
         self._patience = server.timeouts.header
-        net.no_delay(self.request)
-        net.set_receive_timeout(self.request, self._patience)
-        net.set_send_timeout(self.request, server.timeouts.send)
+        if not net.INHERITS_OPTIONS:
+            server.set_options(self.request)
         self.keep = server.connections.enter(self)
 
     def handle(self) -> None:
@@ -121,6 +125,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             self.answer(request, error.status, str(error))
         else:
             self.relay(request, reply)
+        finally:
+            if self.lent:
+                self.server.buffers.give_back(self.lent)
+                self.lent = None
 
     def refuse(self, error: HTTPError) -> None:
         """Answers what is not a request that can be served, and closes."""
@@ -224,10 +232,13 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         length = fields.length
         if length is not None and limit is not None and length > limit:
             raise HTTPError(413, f"a body has at most {limit} bytes here")
-        reader = BodyReader(self.receive, self.buffer, length, limit)
-        came = len(self.buffer)
-        self.buffer = b""
-        if length is not None and (length <= came or (length <= most and not fields.expects)):
+        came, self.buffer = self.buffer, b""
+        if length and len(came) < length <= most and not fields.expects:
+            request.body = self._read_whole(came, length)
+            self.unread = False
+            return
+        reader = BodyReader(self.receive, came, length, limit)
+        if length and length <= len(came):
             request.body = reader.collect(length)
         elif length is None and not fields.expects:
             request.body = reader.collect(most)
@@ -240,18 +251,32 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             request.upload = self.upload = Upload(reader)
         self.unread = False
 
+    def _read_whole(self, came: bytes, length: int) -> memoryview:
+        """A body of known length, in a lent buffer: allocating one costs more than to copy it."""
+        if length <= Buffers.SIZE:
+            self.lent = self.server.buffers.take()
+        body = (self.lent or memoryview(bytearray(length)))[:length]
+        at = len(came)
+        body[:at] = came
+        while at < length:
+            at += self._received(self.request.recv_into, body[at:])
+        return body
+
     def receive(self) -> bytes:
         """The next bytes of a body. Raises ``HTTPError`` 408 or ``ClientGone``."""
+        return self._received(self.request.recv, _BULK)
+
+    def _received(self, call: Callable[[A], R], argument: A) -> R:
         self.set_patience(self.server.timeouts.read)
         try:
-            data = self.request.recv(_BULK)
+            received = call(argument)
         except net.TIMED_OUT:
             raise HTTPError(408, "the request body is too slow") from None
         except OSError as error:
             raise ClientGone(net.reason(error)) from None
-        if not data:
+        if not received:
             raise ClientGone("closed within a request body")
-        return data
+        return received
 
     def send(self, data: bytes | memoryview) -> None:
         """Raises ``ClientGone``, also when the client takes nothing for ``timeouts.send``."""

@@ -92,6 +92,16 @@ class ProxyServer(ThreadingHTTPServer):
         self.server_name = str(self.server_address[0])
         self.server_port = self.server_address[1]
 
+    def server_activate(self) -> None:
+        super().server_activate()
+        self.set_options(self.socket)
+
+    def set_options(self, sock: socket.socket) -> None:
+        """What a client's socket begins with."""
+        net.no_delay(sock)
+        net.set_receive_timeout(sock, self.timeouts.header)
+        net.set_send_timeout(sock, self.timeouts.send)
+
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serves until ``shutdown`` has drained. ``poll_interval`` counts only where closing a
         socket doesn't wake ``accept`` (elsewhere than on Linux)."""

@@ -22,7 +22,8 @@ from pyproxy.errors import (
 from pyproxy.http.message import ReplyHead, reply_heads
 from pyproxy.settings import Timeouts
 
-RECEIVE = 65536  # bytes asked for at once
+_RECEIVE = 16384  # bytes asked for at once with a head
+_BULK = 65536  # the same within a body
 _TICK = 1.0  # seconds between looks at the client while a target is silent
 _TRUSTED_IDLE = 1.0  # seconds for which an idle connection is used without a look at it
 _LONGEST_IDLE = 60.0  # seconds after which it is closed
@@ -107,23 +108,26 @@ class TargetConnection:
         self.reused = False  # has served a request before
         self.idle_since = 0.0
 
-    def send(self, data: bytes) -> None:
-        """Raises ``ReplyTimeout`` or ``ConnectionLost``."""
+    def send(self, data: bytes, body: bytes | memoryview = b"") -> None:
+        """``data``, and ``body`` behind it. Raises ``ReplyTimeout`` or ``ConnectionLost``."""
         try:
-            self.sock.sendall(data)
+            if body:
+                net.send_both(self.sock, data, body)
+            else:
+                self.sock.sendall(data)
         except net.TIMED_OUT:
             raise ReplyTimeout("the target doesn't take the request") from None
         except OSError as error:
             raise ConnectionLost(net.reason(error)) from None
 
-    def receive(self, watch: Watch) -> bytes:
+    def receive(self, watch: Watch, most: int = _BULK) -> bytes:
         """Bytes as they come; none at the end. Raises ``ReplyTimeout``, ``ConnectionLost`` and
         what ``watch`` raises."""
         try:
-            return self.sock.recv(RECEIVE)
+            return self.sock.recv(most)
         except net.TIMED_OUT:
             self._wait(watch)
-            return self.receive(watch)
+            return self.receive(watch, most)
         except OSError as error:
             raise ConnectionLost(net.reason(error)) from None
 
@@ -153,7 +157,7 @@ class TargetConnection:
         """A whole response head, and what came behind it; ``data`` is what has come of it. Raises
         ``TargetError``; ``NoReply`` if not a byte came."""
         try:
-            data = data or self.receive(watch)
+            data = data or self.receive(watch, _RECEIVE)
         except ConnectionLost as error:
             raise NoReply(str(error)) from None
         if not data:
