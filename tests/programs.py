@@ -81,10 +81,13 @@ class Program:
         self.process.send_signal(number)
 
     def wait(self, seconds: float = DEADLINE) -> int:
-        """Its exit code; every line has been collected by then."""
+        """Its exit code. Its outputs have ended by then: it has left no process behind that could
+        still write to them."""
+        deadline = time.monotonic() + seconds
         code = self.process.wait(seconds)
-        for thread in self._threads:
-            thread.join(seconds)
+        with self._heard:
+            ended = self._heard.wait_for(lambda: not self._open, deadline - time.monotonic())
+        assert ended, "it ended, and left processes behind"
         return code
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = DEADLINE) -> int:
@@ -93,6 +96,18 @@ class Program:
 
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """Ends the process, and those of its group that it has left behind."""
+        self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join(2)
+        if self._open:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        for thread in self._threads:
+            thread.join()
 
     def close_input(self) -> None:
         assert self.process.stdin
@@ -103,8 +118,8 @@ class Program:
 def program(
     *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[Program]:
-    """``python -m pyproxy …``, ended at the end of the block. ``env`` stands over this process's
-    environment."""
+    """``python -m pyproxy …``, ended at the end of the block with all that it has started. ``env``
+    stands over this process's environment."""
     with subprocess.Popen(
         _command(arguments, ()),
         cwd=cwd or NOWHERE,
@@ -114,13 +129,13 @@ def program(
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        start_new_session=True,
     ) as process:
         running = Program(process)
         try:
             yield running
         finally:
-            process.kill()
-            running.wait()
+            running.clean_up()
 
 
 def run(

@@ -1,7 +1,9 @@
 """The access log: a line a request, that no client can break or forge."""
 
 import contextlib
+import os
 import re
+import select
 import signal
 import socket
 import threading
@@ -256,16 +258,13 @@ def test_after_failover_it_names_the_target_that_answered_and_both_attempts(
 def test_when_nobody_is_left_it_names_no_target(logged: Callable[..., Logged], status: int) -> None:
     with letters("a") as [target]:
         log = logged([target], unavailable={"status": status})
-    for _ in range(2):
-        assert get(log.url).status == status
-    entry = log.entries()[-1]
-    assert pick(entry, "status", "size", "target", "seconds", "attempts") == (
-        str(status),
-        "18",
-        "-",
-        "0.000",
-        "0",
-    )
+        target.stop()
+        for _ in range(2):
+            assert get(log.url).status == status
+        names = ("attempts", "target", "status", "size", "seconds")
+        found = sorted(pick(entry, *names) for entry in log.entries())  # they may overtake
+    assert found[0] == ("0", "-", str(status), "18", "0.000")
+    assert found[1][:4] == ("1", target.url, str(status), "18")
 
 
 def test_a_target_that_fails_a_request_that_can_not_be_sent_twice_is_named(
@@ -487,11 +486,10 @@ def test_nothing_is_a_dash() -> None:
 def test_lines_are_written_within_about_a_second(logged: Callable[..., Logged]) -> None:
     with letters("a") as [target]:
         log = logged([target])
-        for count in (1, 2):
-            get(log.url)
-            began = time.monotonic()
-            wait_for(log.path, count)
-            assert time.monotonic() - began < 3
+        get(log.url)
+        began = time.monotonic()
+        wait_for(log.path, 1)
+        assert time.monotonic() - began < 3
 
 
 def wait_for(path: Path, count: int) -> None:
@@ -530,6 +528,27 @@ def test_all_lines_are_there_in_the_end_each_whole(tmp_path: Path) -> None:
     for writer in range(8):
         sizes = [entry["size"] for entry in entries if entry["address"] == f"10.0.0.{writer}"]
         assert sizes == [str(at) for at in range(1500)]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_lines_that_came_while_others_were_written_are_there_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path))
+    for _ in range(2000):  # more than a pipe holds: the writing thread waits for the reader
+        log.write("10.0.0.1", b"GET / HTTP/1.1", 200, 1)
+    eventually(lambda: select.select([reader], [], [], 0)[0])
+    log.write("10.0.0.2", b"GET /last HTTP/1.1", 200, 1)
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    time.sleep(0.1)  # nothing tells that closing has begun
+    os.set_blocking(reader, True)
+    with open(reader, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    closing.join(DEADLINE)
+    assert len(lines) == 2001
+    assert lines[-1].startswith(b"10.0.0.2 ")
 
 
 def test_all_lines_are_there_after_the_stop_of_a_busy_proxy(tmp_path: Path) -> None:

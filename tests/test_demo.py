@@ -21,11 +21,12 @@ from pyproxy.balancing.target import State, Target
 from pyproxy.lab.demo import PHASES, Story
 from pyproxy.lab.spamer import Answer
 from tests.programs import DEADLINE, NOWHERE, Program, environment, program
-from tests.support import eventually, get
+from tests.support import RawTarget, eventually, get
 
 ENDLESS = ("demo", "--before", "600")
-SHORT = ("demo", "--before", "1", "--down", "1", "--after", "1")
-QUICK = (*SHORT, "--sleeping", "0.3", "--interval", "0.02")
+EVEN = ("--sleeping", "0.3", "--interval", "0.02")
+QUICK = ("demo", "--before", "1", "--down", "1", "--after", "1", *EVEN)
+QUICKER = ("demo", "--before", "0.4", "--down", "0.4", "--after", "0.4", *EVEN)
 ROW = re.compile(
     r"(http://127\.0\.0\.1:\d+) +(live|evicted) " + r" +(\d+) \( *(\d+\.\d)%\)" * len(PHASES)
 )
@@ -53,7 +54,7 @@ def started(demo: Program) -> str:
 
 def test_the_third_target_dies_and_comes_back_and_no_request_fails() -> None:
     with program(*QUICK) as demo:
-        assert demo.wait() == 0
+        assert demo.wait() == 0, demo.text
         killed = demo.wait_for(r"^ *\d+\.\d\d s  killed (\S+)$")[1]
         demo.wait_for(rf"s  evicted {killed}: ")
         demo.wait_for(rf"s  started {killed} again$")
@@ -104,12 +105,9 @@ def test_targets_end_with_a_demo_that_can_not_end_them(number: int) -> None:
 
 def test_a_target_that_can_not_be_started_again_ends_the_story() -> None:
     with contextlib.ExitStack() as stack:
-        demo = stack.enter_context(program(*QUICK))
+        demo = stack.enter_context(program(*QUICKER))
         port = int(demo.wait_for(r"killed http://127\.0\.0\.1:(\d+)")[1])
-        taken = stack.enter_context(socket.socket())
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
+        stack.enter_context(RawTarget(lambda target, wire: None, port))  # takes its place
         said = demo.wait_for("Traceback|a target didn't start")[0]
         assert said == "a target didn't start"
         assert demo.wait() == 1
@@ -177,8 +175,8 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
 
 
 def test_on_a_terminal_the_table_is_drawn_again_and_again_and_once_in_the_end() -> None:
-    with terminal(*QUICK) as demo:
-        assert demo.read_to_end() == 0
+    with terminal(*QUICKER) as demo:
+        assert demo.read_to_end() == 0, demo.shown[-1000:].decode()
     assert demo.shown.count(b"\x1b[8A\x1b[J") >= 3
     pictures = demo.shown.replace(b"\r\n", b"\n").split(b"\x1b[8A\x1b[J")
     for picture in pictures[:-1]:

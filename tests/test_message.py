@@ -225,6 +225,8 @@ def status_of(function: Callable[[], object]) -> int:
         (b"GET / HTTPS/1.1", 400),
         (b"GET / HTTP/x.y", 400),
         (b"GET / HTTP/0.9", 505),
+        (b"GET / HTTP/0.0", 505),
+        (b"GET / HTTP/0.1", 505),
         (b"GET / HTTP/1.2", 505),
         (b"GET / HTTP/2.0", 505),
         (b"GET / HTTP/2.1", 505),

@@ -80,9 +80,7 @@ FAULTS: dict[str, tuple[Serve, int]] = {
 
 
 @contextlib.contextmanager
-def faulty_then_good(
-    serve: Serve, **settings: Any
-) -> Iterator[tuple[Proxy, RawTarget, RawTarget]]:
+def faulty_then_good(serve: Serve, **settings: Any) -> Iterator[tuple[Proxy, RawTarget, RawTarget]]:
     """The first request goes to a faulty target; another one is good."""
     with (
         RawTarget(serve) as bad,
@@ -215,7 +213,7 @@ def test_a_success_ends_the_row_of_failures() -> None:
     def serve(target: RawTarget, wire: Wire) -> None:
         target.requests.append(wire.read_message())
         if len(target.requests) % 2:
-            wire.send(answer(b"a"))
+            wire.send(answer(b"a", "Connection: close"))
 
     with RawTarget(serve) as target, Proxy(targets=[target.url], max_fails=2) as proxy:
         request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"

@@ -59,6 +59,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.served = 0  # requests
         self.ended = False  # the server has shut the receiving side while it was idle
         self.start = b""  # of the request that is read, for the access log
+        self._fields: RequestFields | None = None  # of the request before, often the same
+        self._fields_sent = b""
         self.unread = False  # there may be more to read: a plain close would reset our answer away
         self.broken = False  # the client must not take the end for that of a response
         self.upload: Upload | None = None
@@ -157,11 +159,11 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """The request line and the block of header lines; None when the client is done."""
         buffer = self.buffer
         if not buffer:
+            self.idle_since = time.monotonic()
             if self.served:
                 self.set_patience(self.server.timeouts.keep_alive)
-            self.idle_since = time.monotonic()
-            if self.served and self.server.connections.hurry:
-                return None
+                if self.server.connections.hurry:
+                    return None
             try:
                 buffer = self.request.recv(_RECEIVE)
             except OSError:  # its time is over, or the client is gone
@@ -219,10 +221,14 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Raises ``HTTPError``."""
         line = request_lines[start]
         fields = request_fields[line.minor][block]
-        if len(fields.lines) > self.server.limits.headers:
-            raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
-        head = line.wire + fields.for_target(self.peer, self.server.own_host, line.authority)
-        return Request(line, fields, head, self)
+        if fields is not self._fields or line.authority:
+            if len(fields.lines) > self.server.limits.headers:
+                raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
+            self._fields = fields
+            self._fields_sent = fields.for_target(self.peer, self.server.own_host, line.authority)
+            if line.authority:
+                self._fields = None
+        return Request(line, fields, line.wire + self._fields_sent, self)
 
     def read_body(self, request: Request, fields: RequestFields) -> None:
         """Takes a body up to ``retry.max_body`` whole; leaves a longer one to an ``Upload``. Raises

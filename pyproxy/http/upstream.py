@@ -120,14 +120,14 @@ class TargetConnection:
         except OSError as error:
             raise ConnectionLost(net.reason(error)) from None
 
-    def receive(self, watch: Watch, most: int = _BULK) -> bytes:
+    def receive(self, watch: Watch) -> bytes:
         """Bytes as they come; none at the end. Raises ``ReplyTimeout``, ``ConnectionLost`` and
         what ``watch`` raises."""
         try:
-            return self.sock.recv(most)
+            return self.sock.recv(_BULK)
         except net.TIMED_OUT:
             self._wait(watch)
-            return self.receive(watch, most)
+            return self.receive(watch)
         except OSError as error:
             raise ConnectionLost(net.reason(error)) from None
 
@@ -157,9 +157,12 @@ class TargetConnection:
         """A whole response head, and what came behind it; ``data`` is what has come of it. Raises
         ``TargetError``; ``NoReply`` if not a byte came."""
         try:
-            data = data or self.receive(watch, _RECEIVE)
-        except ConnectionLost as error:
-            raise NoReply(str(error)) from None
+            data = data or self.sock.recv(_RECEIVE)
+        except net.TIMED_OUT:
+            self._wait(watch)
+            return self.receive_head(watch)
+        except OSError as error:
+            raise NoReply(net.reason(error)) from None
         if not data:
             raise NoReply("closed without an answer")
         end = data.find(b"\r\n\r\n")
