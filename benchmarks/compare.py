@@ -13,6 +13,7 @@ have made one request each, and then serves again beside them; memory is its res
     python benchmarks/compare.py --only small-16,idle --rounds 1 --seconds 1
 
 A Markdown report goes to stdout, progress to stderr, raw rounds to the file given by --json.
+The peer nginx has larger buffers than nginx's own defaults, which --peers nginx-default keeps.
 Needs Linux, wrk and nginx; HAProxy and Caddy are compared with if installed.  The exit status
 is 1 if a proxy had to be left out because it did not work, 2 if the run is not possible.
 pyproxy remembers how it read a head, and wrk repeats its request to the byte: in varied-16 every
@@ -69,6 +70,7 @@ CASES = [
 ]
 PEERS = {  # and what tells their version
     "nginx": ["nginx", "-v"],
+    "nginx-default": ["nginx", "-v"],
     "haproxy": ["haproxy", "-v"],
     "caddy": ["caddy", "version"],
 }
@@ -261,7 +263,7 @@ def main() -> int:
     peers = [name for name in options.peers.split(",") if name]
     if unknown := set(peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
-    for name in [name for name in peers if not shutil.which(name)]:
+    for name in [name for name in peers if not shutil.which(PEERS[name][0])]:
         say(f"{name} is not installed: skipped")
         peers.remove(name)
     files = raise_file_limit(2 * (options.idle + SPARE) + 1000)  # HAProxy wants two for each

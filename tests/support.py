@@ -1,6 +1,7 @@
 """Real sockets for tests: targets that do as told, clients that see every byte."""
 
 import contextlib
+import queue
 import socket
 import struct
 import threading
@@ -257,6 +258,22 @@ def replying(response: bytes | Callable[[Message], bytes]) -> Callable[[RawTarge
             wire.send(response(request) if callable(response) else response)
 
     return serve
+
+
+class Gate:
+    """Serves as a target that tells of each request, and answers when it is told to."""
+
+    def __init__(self, body: bytes = b"x") -> None:
+        self.arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.open = threading.Event()
+        self._body = body
+
+    def __call__(self, target: RawTarget, wire: Wire) -> None:
+        while True:
+            target.requests.append(wire.read_message())
+            self.arrived.put(None)
+            assert self.open.wait(DEADLINE)
+            wire.send(answer(self._body))
 
 
 def lettered(letter: str) -> RawTarget:

@@ -175,7 +175,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
 
 
 def test_on_a_terminal_the_table_is_drawn_again_and_again_and_once_in_the_end() -> None:
-    with terminal(*QUICKER) as demo:
+    with terminal(*QUICK) as demo:
         assert demo.read_to_end() == 0, demo.shown[-1000:].decode()
     assert demo.shown.count(b"\x1b[8A\x1b[J") >= 3
     pictures = demo.shown.replace(b"\r\n", b"\n").split(b"\x1b[8A\x1b[J")

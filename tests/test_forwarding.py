@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -390,6 +391,34 @@ def test_streams_in_constant_memory(sent_by: str) -> None:
                     wire.send(piece)
                 assert wire.read_message().status == 200
         assert memory(proxy.process.pid) - before < 20_000_000
+
+
+def test_a_client_that_reads_nothing_fills_no_memory() -> None:
+    piece = b"z" * 1_000_000
+    sent = 0
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        nonlocal sent
+        wire.read_head()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        for _ in range(1000):
+            wire.send(piece)
+            sent += len(piece)
+
+    with RawTarget(serve) as target, program("--listen", "0", "--targets", target.url) as proxy:
+        with client(proxy.url) as fast:
+            fast.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            fast.read_exactly(10_000_000)
+        before, sent = memory(proxy.process.pid), 0
+        with client(proxy.url, receive_buffer=4096) as slow:
+            slow.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            slow.read_exactly(100)
+            last = -1
+            while last != sent:  # until the target can't send any more
+                last = sent
+                time.sleep(0.3)
+            assert sent < 50_000_000
+            assert memory(proxy.process.pid) - before < 5_000_000
 
 
 def memory(pid: int) -> int:

@@ -10,24 +10,9 @@ import pytest
 from pyproxy import Proxy
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.http.server import ProxyServer
-from tests.support import RawTarget, Wire, answer, client, eventually, get, letters, replying
+from tests.support import Gate, RawTarget, Wire, answer, client, eventually, get, letters, replying
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-class Gate:
-    """A target that tells of each request and answers when it is told to."""
-
-    def __init__(self) -> None:
-        self.arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.open = threading.Event()
-
-    def __call__(self, target: RawTarget, wire: Wire) -> None:
-        while True:
-            target.requests.append(wire.read_message())
-            self.arrived.put(None)
-            assert self.open.wait(10)
-            wire.send(answer(b"x"))
 
 
 def test_is_a_threading_http_server() -> None:

@@ -1,0 +1,58 @@
+"""The documents say what the program does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pyproxy import __version__, settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    rows = re.findall(
+        r"^\| `([a-z_.]+)` \| (\w*) *\| `(.*?)` \| (.*?) \|$", read("docs/settings.md"), re.M
+    )
+    assert rows == [
+        (path, option.unit, json.dumps(settings.plain(default)), option.help)
+        for path, option, default in settings.options()
+    ]
+
+
+def test_both_readmes_show_the_same_commands_and_pages() -> None:
+    english, russian = read("README.md"), read("README.ru.md")
+    assert code_blocks(english) == code_blocks(russian)
+    assert re.findall(r"\]\((docs/.*?)\)", english) == re.findall(r"\]\((docs/.*?)\)", russian)
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    demo, test = code_blocks(read("README.md"))[:2]
+    assert demo.rstrip().endswith("python -m pyproxy demo")
+    assert test.rstrip().endswith("python -m pytest -q")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.ru.md", *(f"docs/{one.name}" for one in ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", read(page)):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_settings_in_the_readme_are_valid() -> None:
+    shown = [block for block in code_blocks(read("README.md")) if block.startswith("{")]
+    assert len([settings.parse(json.loads(block)) for block in shown]) == 1
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {__version__}\n" in read("CHANGELOG.md")
