@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 
 # From the ground up. Those on one floor don't import each other.
 FLOORS = (
-    ("errors",),
+    ("errors", "readers"),
     ("net", "settings"),
     ("balancing",),
     ("http", "tcp", "health"),

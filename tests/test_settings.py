@@ -15,13 +15,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pyproxy.errors import SettingsError
+from pyproxy.readers import Listen, TargetAddress, Text
 from pyproxy.settings import (
     Limits,
-    Listen,
     Retry,
     Settings,
-    TargetAddress,
-    Text,
     Timeouts,
     Unavailable,
     load,

@@ -29,7 +29,8 @@ from pyproxy.http.forward import Reply, Request
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.message import Peer
 from pyproxy.http.relay import Buffers
-from pyproxy.settings import Limits, Listen, Network, Retry, Timeouts, Unavailable
+from pyproxy.readers import Listen, Network
+from pyproxy.settings import Limits, Retry, Timeouts, Unavailable
 
 log = logging.getLogger(__name__)
 
