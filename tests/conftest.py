@@ -5,7 +5,12 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
+
+# The same examples each time, however busy the machine.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 # What CI's machine can't have: PowerShell 7 is in no package registry that it reaches.
 MAY_BE_MISSING = ("pwsh",)

@@ -91,6 +91,9 @@ class AccessLog:
             self._file.flush()
         except (OSError, ValueError) as error:
             log.error("the access log ends: %s", error)
+            if self._path is not None:
+                with contextlib.suppress(OSError):  # it can't write what it still holds
+                    self._file.close()
             self._file = None
 
     def _reopen_if_moved(self) -> None:
