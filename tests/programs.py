@@ -27,6 +27,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**ours, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **(extra or {})}
 
 
+@contextlib.contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """What is started within heeds SIGINT, even when these tests run in the background of a shell,
+    which has it ignored and lets all children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Program:
     """A process whose lines are collected while it runs."""
 
@@ -120,17 +131,19 @@ def program(
 ) -> Iterator[Program]:
     """``python -m pyproxy …``, ended at the end of the block with all that it has started. ``env``
     stands over this process's environment."""
-    with subprocess.Popen(
-        _command(arguments, ()),
-        cwd=cwd or NOWHERE,
-        env=environment(env),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,
-    ) as process:
+    with heeding_interrupts():
+        process = subprocess.Popen(
+            _command(arguments, ()),
+            cwd=cwd or NOWHERE,
+            env=environment(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+    with process:
         running = Program(process)
         try:
             yield running

@@ -20,7 +20,7 @@ import pytest
 from pyproxy.balancing.target import State, Target
 from pyproxy.lab.demo import PHASES, Story
 from pyproxy.lab.spamer import Answer
-from tests.programs import DEADLINE, NOWHERE, Program, environment, program
+from tests.programs import DEADLINE, NOWHERE, Program, environment, heeding_interrupts, program
 from tests.support import RawTarget, eventually, get
 
 ENDLESS = ("demo", "--before", "600")
@@ -155,14 +155,15 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(*arguments: str) -> Iterator[Terminal]:
-    pid, master = pty.fork()
-    if pid == 0:
-        try:
-            os.chdir(NOWHERE)
-            command = [sys.executable, "-m", "pyproxy", *arguments]
-            os.execve(sys.executable, command, environment())
-        finally:
-            os._exit(127)
+    with heeding_interrupts():
+        pid, master = pty.fork()
+        if pid == 0:
+            try:
+                os.chdir(NOWHERE)
+                command = [sys.executable, "-m", "pyproxy", *arguments]
+                os.execve(sys.executable, command, environment())
+            finally:
+                os._exit(127)
     try:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         yield Terminal(pid, master)
