@@ -75,9 +75,13 @@ class Program:
                     if match := re.search(pattern, line):
                         return match
                 left = deadline - time.monotonic()
-                assert self._open, f"it ended without {pattern!r}:\n{self.text}"
+                assert self._open, f"{self.ended} without {pattern!r}:\n{self.text}"
                 assert left > 0, f"no {pattern!r} in {seconds} s:\n{self.text}"
                 self._heard.wait(left)
+
+    @property
+    def ended(self) -> str:
+        return f"it ended with {self.process.wait(DEADLINE)}"
 
     @property
     def text(self) -> str:
