@@ -26,6 +26,13 @@ INHERITS_OPTIONS = sys.platform.startswith("linux")
 # This machine is short of something: no fault of the other side.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
+# A receive with it takes what is there, and doesn't wait (Windows has no such flag: there it does).
+AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
+
+# Linux: what getsockopt tells begins with the state of the connection.
+_TCP_INFO = socket.TCP_INFO if sys.platform.startswith("linux") else None
+_ESTABLISHED = b"\x01"
+
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux: the other side will send no more
 
 
@@ -127,6 +134,14 @@ def readable(sock: socket.socket, seconds: float = 0) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def ended(sock: socket.socket) -> bool:
+    """Whether the other side has closed or reset the connection. Half the price of ``readable``
+    among busy threads, since nothing waits here, but blind for bytes that nobody asked for."""
+    if _TCP_INFO is None:
+        return readable(sock)
+    return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) != _ESTABLISHED
 
 
 def hung_up(sock: socket.socket) -> bool:

@@ -10,9 +10,9 @@ from pyproxy.http.message import (
     Peer,
     ReplyHead,
     RequestFields,
+    RequestLine,
     connection_line,
     hopeless,
-    parse_request_line,
     reply_heads,
     request_fields,
     request_lines,
@@ -968,5 +968,7 @@ def test_long_heads_are_parsed_but_not_remembered() -> None:
 
 def test_a_remembered_request_line_is_what_is_parsed() -> None:
     line = b"GET /remembered HTTP/1.1"
-    assert request_lines[line] == parse_request_line(line)
-    assert request_lines[line] is request_lines[line]
+    remembered, parsed = request_lines[line], RequestLine(line)
+    for name in RequestLine.__slots__:
+        assert getattr(remembered, name) == getattr(parsed, name)
+    assert request_lines[line] is remembered

@@ -8,6 +8,7 @@ handle
     relay                       head and what came with it in one send, then the rest
 """
 
+import contextlib
 import logging
 import socket
 import socketserver
@@ -24,6 +25,7 @@ from pyproxy.http.forward import Reply, Request
 from pyproxy.http.message import (
     ReplyHead,
     RequestFields,
+    RequestLine,
     connection_line,
     hopeless,
     request_fields,
@@ -59,7 +61,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.served = 0  # requests
         self.ended = False  # the server has shut the receiving side while it was idle
         self.start = b""  # of the request that is read, for the access log
-        self._fields: RequestFields | None = None  # of the request before, often the same
+        # Of the request before: a client sends the same lines again.
+        self._block = b""
+        self._minor = -1
+        self._fields: RequestFields
         self._fields_sent = b""
         self.unread = False  # there may be more to read: a plain close would reset our answer away
         self.broken = False  # the client must not take the end for that of a response
@@ -220,15 +225,18 @@ class ProxyHandler(socketserver.BaseRequestHandler):
     def read_request(self, start: bytes, block: bytes) -> Request:
         """Raises ``HTTPError``."""
         line = request_lines[start]
-        fields = request_fields[line.minor][block]
-        if fields is not self._fields or line.authority:
-            if len(fields.lines) > self.server.limits.headers:
-                raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
-            self._fields = fields
-            self._fields_sent = fields.for_target(self.peer, self.server.own_host, line.authority)
-            if line.authority:
-                self._fields = None
-        return Request(line, fields, line.wire + self._fields_sent, self)
+        if block != self._block or line.minor != self._minor or line.authority:
+            self._read_fields(line, block)
+        return Request(line, self._fields, line.wire + self._fields_sent, self)
+
+    def _read_fields(self, line: RequestLine, block: bytes) -> None:
+        self._minor = -1
+        self._fields = fields = request_fields[line.minor][block]
+        if len(fields.lines) > self.server.limits.headers:
+            raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
+        self._fields_sent = fields.for_target(self.peer, self.server.own_host, line.authority)
+        if line.authority is None:
+            self._block, self._minor = block, line.minor
 
     def read_body(self, request: Request, fields: RequestFields) -> None:
         """Takes a body up to ``retry.max_body`` whole; leaves a longer one to an ``Upload``. Raises
@@ -264,6 +272,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         body = (self.lent or memoryview(bytearray(length)))[:length]
         at = len(came)
         body[:at] = came
+        with contextlib.suppress(OSError):  # most often the rest has come as well
+            at += self.request.recv_into(body[at:], 0, net.AT_ONCE)
         while at < length:
             at += self._received(self.request.recv_into, body[at:])
         return body
@@ -331,12 +341,14 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             and not (request.line.is_head or head.bodiless or request.upload)
         ):
             # All of it came at once, as small answers do: one send, nothing else to decide.
-            if head.keep_alive:
-                reply.upstream.give_back(reply.connection)
-            else:
-                reply.connection.close()
-            self.size = len(rest)
-            self.send(head.ready + rest)
+            try:
+                self.send(head.ready + rest)
+            finally:  # behind the answer, since the client waits for that
+                self.size = len(rest)
+                if head.keep_alive:
+                    reply.upstream.give_back(reply.connection)
+                else:
+                    reply.connection.close()
             return
         whole = False
         try:

@@ -77,43 +77,34 @@ class Memo(dict[bytes, V], Generic[V]):
         return value
 
 
-class RequestLine(NamedTuple):
-    line: bytes
-    method: bytes
-    target: bytes  # as it came
-    minor: int  # HTTP/1.minor
-    wire: bytes  # the line for the target, with its CRLF
-    idempotent: bool
-    is_head: bool
-    authority: bytes | None  # of an absolute-form target: replaces Host
+class RequestLine:
+    """The first line of a request: facts, and the line that goes to a target."""
 
+    __slots__ = ("authority", "idempotent", "is_head", "line", "method", "minor", "target", "wire")
 
-def parse_request_line(line: bytes) -> RequestLine:
-    """Raises ``HTTPError`` 400, 501 (CONNECT) or 505. RFC 9112, 3."""
-    match = _REQUEST_LINE.fullmatch(line)
-    if not match:
-        raise HTTPError(400, "malformed request line")
-    method, target, major, minor = match.groups()
-    if major != b"1" or minor > b"1":
-        raise HTTPError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    if method == b"CONNECT":
-        raise HTTPError(501, "CONNECT is not supported")
-    authority = None
-    path = target
-    if b"#" in target:
-        raise HTTPError(400, "a request target has no fragment")
-    if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
-        authority, path = _split_absolute(target, method)
-    return RequestLine(
-        line,
-        method,
-        target,
-        int(minor),
-        b"%b %b HTTP/1.1\r\n" % (method, path),
-        method in IDEMPOTENT,
-        method == b"HEAD",
-        authority,
-    )
+    def __init__(self, line: bytes) -> None:
+        """Raises ``HTTPError`` 400, 501 (CONNECT) or 505. RFC 9112, 3."""
+        match = _REQUEST_LINE.fullmatch(line)
+        if not match:
+            raise HTTPError(400, "malformed request line")
+        method, target, major, minor = match.groups()
+        if major != b"1" or minor > b"1":
+            raise HTTPError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        if method == b"CONNECT":
+            raise HTTPError(501, "CONNECT is not supported")
+        if b"#" in target:
+            raise HTTPError(400, "a request target has no fragment")
+        path = target
+        self.authority: bytes | None = None  # of an absolute-form target: replaces Host
+        if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):
+            self.authority, path = _split_absolute(target, method)
+        self.line = line
+        self.method = method
+        self.target = target  # as it came
+        self.minor = int(minor)  # HTTP/1.minor
+        self.wire = b"%b %b HTTP/1.1\r\n" % (method, path)
+        self.idempotent = method in IDEMPOTENT
+        self.is_head = method == b"HEAD"
 
 
 def _split_absolute(target: bytes, method: bytes) -> tuple[bytes, bytes]:
@@ -390,7 +381,7 @@ def trailer_lines(block: bytes) -> bytes:
     )
 
 
-request_lines = Memo(parse_request_line, largest=512)
+request_lines = Memo(RequestLine, largest=512)
 request_fields = (
     Memo(lambda block: RequestFields(block, 0)),
     Memo(lambda block: RequestFields(block, 1)),
