@@ -12,8 +12,49 @@ from pyproxy.http.access_log import AccessLog
 from pyproxy.http.connections import Connections
 from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
-from pyproxy.http.upstream import Upstream
-from pyproxy.settings import Settings, parse
+from pyproxy.http.upstream import Upstreams
+from pyproxy.settings import PoolSettings, Settings, TargetSettings, parse
+
+
+def _target(said: TargetSettings) -> Target:
+    host, port = said.place
+    return Target(
+        said.url,
+        host,
+        port,
+        weight=said.weight,
+        backup=said.backup,
+        max_connections=said.max_connections,
+        slow_start=said.slow_start or 0.0,
+    )
+
+
+class Service:
+    """A pool of targets with all that serves it: connections, forwarding, recovery."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.pool = TargetPool(
+            [_target(one) for one in settings.targets],
+            settings.max_fails,
+            policy=settings.policy.make(),
+            max_evicted=settings.max_evicted,
+            queue_size=settings.queue.size,
+        )
+        timeouts = settings.timeouts
+        self.upstreams = Upstreams(timeouts)
+        self.forward = Forwarder(
+            self.pool, self.upstreams, settings.retry, settings.queue, settings.unavailable
+        )
+        probe = HTTPProbe(timeouts.connect, timeouts.read)
+        self._recovery = RecoveryThread(self.pool, settings.sleeping, probe)
+
+    def start(self) -> None:
+        self._recovery.start()
+
+    def stop(self) -> None:
+        self._recovery.stop()
+        for upstream in self.upstreams.values():
+            upstream.close_idle()
 
 
 class Proxy:
@@ -30,17 +71,16 @@ class Proxy:
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
         self.settings = settings
-        targets = [Target(one.url, one.host, one.port) for one in settings.targets]
-        self.pool = TargetPool(targets, settings.max_fails)
-        timeouts = settings.timeouts
-        self._upstreams = {target: Upstream(target, timeouts) for target in targets}
-        self._forward = Forwarder(self.pool, self._upstreams, settings.retry)
-        probe = HTTPProbe(timeouts.connect, timeouts.read)
-        self._recovery = RecoveryThread(self.pool, settings.sleeping, probe)
+        self._service = Service(settings)
         self._connections = Connections(settings.limits.connections)
         self._access_log: AccessLog | None = None
         self._servers: list[ProxyServer] = []
         self._threads: list[threading.Thread] = []
+
+    @property
+    def pool(self) -> TargetPool:
+        """The targets that stand at the top of the settings."""
+        return self._service.pool
 
     @property
     def urls(self) -> list[str]:
@@ -71,12 +111,11 @@ class Proxy:
                 self._servers.append(
                     ProxyServer(
                         listen,
-                        self._forward,
+                        self._service.forward,
                         connections=self._connections,
                         timeouts=settings.timeouts,
                         limits=settings.limits,
                         retry=settings.retry,
-                        unavailable=settings.unavailable,
                         trusted=settings.trusted_proxies,
                         access_log=self._access_log,
                         cpu_affinity=settings.cpu_affinity,
@@ -90,7 +129,7 @@ class Proxy:
             thread = threading.Thread(target=server.serve_forever, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
-        self._recovery.start()
+        self._service.start()
 
     def stop(self, drain: float | None = None) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds
@@ -106,11 +145,9 @@ class Proxy:
         self._close()
 
     def _close(self) -> None:
-        self._recovery.stop()
+        self._service.stop()
         for server in self._servers:
             server.server_close()
-        for upstream in self._upstreams.values():
-            upstream.close_idle()
         if self._access_log:
             self._access_log.close()
 

@@ -112,7 +112,7 @@ def serve(chosen: settings.Settings) -> None:
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
     click.echo(
         f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {many}"
-        f" ({chosen.policy}): {', '.join(urls)}",
+        f" ({chosen.policy.name}): {', '.join(urls)}",
         err=True,
     )
     signals.get()

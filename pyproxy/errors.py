@@ -22,8 +22,8 @@ class EmptyRing(PyproxyError, LookupError):
     """A ``HashRing`` without values was asked for one."""
 
 
-class NobodyLeft(PyproxyError):
-    """Every target is evicted or has failed this request: answered by ``unavailable``."""
+class AllBusy(PyproxyError):
+    """Every target that may serve a request has as many as it may have: wait for one."""
 
 
 class ClientGone(PyproxyError):
@@ -33,9 +33,26 @@ class ClientGone(PyproxyError):
 class HTTPError(PyproxyError):
     """The proxy's own answer to a request that it doesn't forward."""
 
+    retry_after: int | None = None  # seconds
+
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+class NobodyLeft(HTTPError):
+    """Every target is evicted or has failed this request: answered as ``unavailable`` says."""
+
+    retry_after = 1
+
+
+class Overloaded(HTTPError):
+    """Every target is full, and the queue too, or the wait in it was too long."""
+
+    retry_after = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(503, text)
 
 
 class TargetError(PyproxyError):
@@ -48,6 +65,7 @@ class TargetError(PyproxyError):
     status = 502
     sent = True
     counts = True  # as a failure of the target
+    retry_after: int | None = None
 
 
 class ConnectFailed(TargetError):

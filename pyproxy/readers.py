@@ -6,7 +6,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -43,6 +42,23 @@ def whole(least: int, most: int | None = None) -> Callable[[Json], int]:
         if type(value) is not int or value < least or (most is not None and value > most):
             raise ValueError(f"expected a whole number {between}")
         return value
+
+    return read
+
+
+def number(
+    least: float, most: float | None = None, *, above: bool = False
+) -> Callable[[Json], float]:
+    """``above``: ``least`` itself is too little."""
+    between = f"{'above' if above else 'from'} {least:g}" + (f" to {most:g}" if most else "")
+
+    def read(value: Json) -> float:
+        value = literal(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"expected a number {between}")
+        if not (value > least if above else value >= least) or (most and value > most):
+            raise ValueError(f"expected a number {between}")
+        return float(value)
 
     return read
 
@@ -160,24 +176,16 @@ def network(value: Json) -> Network:
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f:.]*:[^/]*")
 
 
-def _address(value: Json, default_host: str, default_port: int | None) -> tuple[str, int]:
-    """``(host, port)`` of a URL, a bare port or an object with ``url``."""
-    if isinstance(value, dict):
-        unknown = [(f".{key}", unknown_setting(key, ["url"])) for key in value if key != "url"]
-        if unknown:
-            raise Problems(unknown)
-        if "url" not in value:
-            raise ValueError("an object needs its url")
-        try:
-            return _address(value["url"], default_host, default_port)
-        except ValueError as error:
-            raise Problems([(".url", said) for _, said in parts(error)]) from None
+def address(
+    value: Json, schemes: tuple[str, ...], default_host: str, default_port: int | None
+) -> tuple[str, str, int]:
+    """``(scheme, host, port)`` of a URL or a bare port."""
     value = literal(Text(value)) if isinstance(value, str) and value.isdigit() else value
     if type(value) is int:
         if not 0 <= value <= 65535:
             raise ValueError("expected a port from 0 to 65535")
-        return default_host, value
-    example = f'expected a URL like "http://{default_host}:8001", or a port'
+        return schemes[0], default_host, value
+    example = f'expected a URL like "{schemes[0]}://{default_host}:8001", or a port'
     if not isinstance(value, str):
         raise ValueError(example)
     url = str(value)
@@ -186,10 +194,10 @@ def _address(value: Json, default_host: str, default_port: int | None) -> tuple[
         host, port = split.hostname, split.port
     except ValueError as error:
         raise ValueError(f"{example}: {str(error).lower()}") from None
-    if split.scheme not in ("http", "https") or not split.netloc:
-        raise ValueError(f'{example}, not "{url}"')
     if split.scheme == "https":
         raise ValueError('https is not supported yet: expected a URL that starts with "http://"')
+    if split.scheme not in schemes or not split.netloc:
+        raise ValueError(f'{example}, not "{url}"')
     if not host or not _HOST.fullmatch(host) or len(host) > 253:
         raise ValueError(f'{example}: "{url}" has no valid host')
     if split.username is not None or split.path not in ("", "/") or split.query or split.fragment:
@@ -197,65 +205,19 @@ def _address(value: Json, default_host: str, default_port: int | None) -> tuple[
     port = default_port if port is None else port
     if port is None:
         raise ValueError(f'"{url}" needs a port')
-    return host.lower(), port
+    return split.scheme, host.lower(), port
 
 
-@dataclass(frozen=True)
-class Listen:
-    """An address to listen on; port 0 lets the system choose."""
-
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        return _url(self.host, self.port)
+def url_of(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-@dataclass(frozen=True)
-class TargetAddress:
-    """Where a target is."""
-
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        return _url(self.host, self.port)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def listen(value: Json) -> tuple[Listen, ...]:
-    found = list_of(lambda one: Listen(*_address(one, "127.0.0.1", 80)))(value)
-    if not found:
-        raise ValueError('expected an address to listen on, like "http://127.0.0.1:8000"')
-    _refuse_duplicates([one.url if one.port else "" for one in found])
-    return found
-
-
-def targets(value: Json) -> tuple[TargetAddress, ...]:
-    found = list_of(_target)(value)
-    if not found:
-        raise ValueError('expected at least one target, like "http://localhost:8001"')
-    _refuse_duplicates([one.url for one in found])
-    return found
-
-
-def _target(value: Json) -> TargetAddress:
-    host, port = _address(value, "localhost", 80)
-    if not port:
-        raise ValueError("expected a port from 1 to 65535")
-    return TargetAddress(host, port)
-
-
-def _refuse_duplicates(urls: list[str]) -> None:
+def refuse_duplicates(names: list[str]) -> None:
+    """Empty ones may stand there several times."""
     again = [
-        (f"[{at}]", f"{url} stands here twice")
-        for at, url in enumerate(urls)
-        if url in urls[:at] and url
+        (f"[{at}]", f"{name} stands here twice")
+        for at, name in enumerate(names)
+        if name in names[:at] and name
     ]
     if again:
         raise Problems(again)

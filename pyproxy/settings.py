@@ -1,67 +1,149 @@
-"""Settings: appsettings.json, its overlay, the environment and the command line, as frozen
-dataclasses.
+"""Settings: all of them, as frozen dataclasses, and how they come from JSON and the layers.
 
-Each option is declared once, with its default, unit and a line of explanation (``option``); the
-command line's help and the documentation are made from that. Layers, each over the one before:
-``appsettings.json``, ``appsettings.{PYPROXY_ENVIRONMENT}.json``, ``PYPROXY_…`` variables (``__``
-between levels), the command line. Objects merge, lists are replaced whole. Everything that is
-wrong is told at once, each with where it was said, its path and a remedy.
+Each option is declared once (``options.option``). Everything that is wrong is told at once, each
+with where it was said, its path and a remedy.
 """
 
 import dataclasses
 import ipaddress
-import json
 import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from pyproxy import layers
+from pyproxy.balancing.policies import PolicyChoice, policy
 from pyproxy.errors import SettingsError
+from pyproxy.layers import FILE, Layers
+from pyproxy.options import REQUIRED, Option, declared, option, read_object, section
 from pyproxy.readers import (
     Json,
-    Listen,
     Network,
-    TargetAddress,
-    Text,
+    address,
     boolean,
     duration,
     list_of,
-    listen,
-    literal,
     network,
-    one_of,
+    number,
     optional,
     parts,
+    refuse_duplicates,
     size,
-    targets,
     text,
-    unknown_setting,
+    url_of,
     whole,
 )
 
-FILE = "appsettings.json"
-PREFIX = "PYPROXY_"
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Listen:
+    """An address to listen on; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return url_of("http", self.host, self.port)
 
 
 @dataclass(frozen=True)
-class Option:
-    """How a setting is read and explained. ``read`` raises ``ValueError``: what it expects."""
-
-    help: str
-    read: Callable[[Json], Any]
-    unit: str = ""
+class _ListenObject:
+    url: Listen = option(REQUIRED, "where to listen", lambda value: _listen_at(value))
 
 
-def option(default: Any, help: str, read: Callable[[Json], Any], unit: str = "") -> Any:
-    return field(default=default, metadata={"option": Option(help, read, unit)})
+def _listen_at(value: Json) -> Listen:
+    _, host, port = address(value, ("http",), "127.0.0.1", 80)
+    return Listen(host, port)
 
 
-def section(kind: Callable[[], Any]) -> Any:
-    return field(default_factory=kind)
+def _listen(value: Json) -> tuple[Listen, ...]:
+    def read(one: Json) -> Listen:
+        return read_object(_ListenObject, one).url if isinstance(one, dict) else _listen_at(one)
+
+    found = list_of(read)(value)
+    if not found:
+        raise ValueError('expected an address to listen on, like "http://127.0.0.1:8000"')
+    refuse_duplicates([one.url if one.port else "" for one in found])
+    return found
+
+
+TARGET_SCHEMES = ("http", "dns")
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """One server behind the proxy; a text or a port stands for an object with that ``url``."""
+
+    url: str = option(
+        REQUIRED,
+        "where it is: http://host:port, a bare port, or dns://name:port for all behind a name",
+        lambda value: _target_url(value),
+    )
+    weight: int = option(1, "its share of the requests, beside the others' weights", whole(1, 256))
+    backup: bool = option(False, "serves only when no ordinary target is left", boolean)
+    max_connections: int | None = option(
+        None,
+        "requests at once; more wait in the queue (null: no limit)",
+        optional(whole(1)),
+    )
+    slow_start: float | None = option(
+        None,
+        "for so long after its return its share grows to the full (null: at once)",
+        optional(duration),
+        "seconds",
+    )
+
+    @property
+    def dns(self) -> bool:
+        """Whether it stands for every address behind its name."""
+        return self.url.startswith("dns:")
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host and port."""
+        _, host, port = address(self.url, TARGET_SCHEMES, "localhost", 80)
+        return host, port
+
+
+def _target_url(value: Json) -> str:
+    scheme, host, port = address(value, TARGET_SCHEMES, "localhost", 80)
+    if not port:
+        raise ValueError("expected a port from 1 to 65535")
+    return url_of(scheme, host, port)
+
+
+def _targets(value: Json) -> tuple[TargetSettings, ...]:
+    def read(one: Json) -> TargetSettings:
+        if isinstance(one, dict):
+            return read_object(TargetSettings, one)
+        return TargetSettings(_target_url(one))
+
+    found = list_of(read)(value)
+    if not found:
+        raise ValueError('expected at least one target, like "http://localhost:8001"')
+    refuse_duplicates([one.url for one in found])
+    return found
+
+
+@dataclass(frozen=True)
+class Health:
+    interval: float | None = option(
+        None,
+        "between two checks of a live target (null: only evicted ones are probed)",
+        optional(duration),
+        "seconds",
+    )
+    path: str = option("/", "what a check asks for", lambda value: _path(value))
+    timeout: float = option(5.0, "for a check's answer", duration, "seconds")
+    status: tuple[int, ...] = option(
+        (), "the statuses of a healthy target (none: any below 500)", list_of(whole(200, 599))
+    )
+    body: str = option("", "a text that the start of a healthy answer contains", text)
+    tcp: bool = option(False, "only connect, ask for nothing", boolean)
+    rise: int = option(1, "good checks in a row that restore a target", whole(1))
+    fall: int = option(3, "bad checks in a row that evict a target", whole(1))
 
 
 @dataclass(frozen=True)
@@ -77,7 +159,13 @@ class Retry:
 
 
 @dataclass(frozen=True)
-class Timeouts:
+class Queue:
+    size: int = option(1000, "requests that wait when every target is full", whole(0))
+    timeout: float = option(10.0, "a request's wait for a target", duration, "seconds")
+
+
+@dataclass(frozen=True)
+class TargetTimeouts:
     connect: float = option(5.0, "to open a connection to a target", duration, "seconds")
     read: float = option(
         60.0,
@@ -88,6 +176,10 @@ class Timeouts:
     send: float = option(
         60.0, "either side's taking nothing of what is sent to it", duration, "seconds"
     )
+
+
+@dataclass(frozen=True)
+class Timeouts(TargetTimeouts):
     header: float = option(10.0, "for a whole request head", duration, "seconds")
     keep_alive: float = option(75.0, "a client's silence between requests", duration, "seconds")
     drain: float = option(30.0, "for requests under way when the proxy stops", duration, "seconds")
@@ -109,23 +201,46 @@ class Unavailable:
     body: str = option("All servers is off", "the body when no target is left", text)
 
 
+def _path(value: Json) -> str:
+    found = text(value)
+    if not found.startswith("/") or not found.isascii() or not found.isprintable() or " " in found:
+        raise ValueError('expected a path like "/health"')
+    return found
+
+
 @dataclass(frozen=True)
-class Settings:
+class PoolSettings:
+    """Targets, and all that is said of how they serve."""
+
+    targets: tuple[TargetSettings, ...] = option(
+        (), "the servers behind the proxy: URLs, bare ports of this machine, or objects", _targets
+    )
+    policy: PolicyChoice = option(
+        PolicyChoice("hash_ring"), "how a target is chosen: a name, or an object with it", policy
+    )
+    sleeping: float = option(10.0, "between two probes of an evicted target", duration, "seconds")
+    max_fails: int = option(1, "failures in a row that evict a target", whole(1))
+    max_evicted: float | None = option(
+        None,
+        "the share of targets that may be evicted, from 0 to 1 (null: all)",
+        optional(number(0, 1)),
+    )
+    health: Health = section(Health)
+    retry: Retry = section(Retry)
+    queue: Queue = section(Queue)
+    timeouts: TargetTimeouts = section(TargetTimeouts)
+    unavailable: Unavailable = section(Unavailable)
+
+
+@dataclass(frozen=True)
+class Settings(PoolSettings):
     """All of it. ``load`` makes one from files and layers, ``parse`` from a plain object."""
 
     listen: tuple[Listen, ...] = option(
-        (Listen("127.0.0.1", 8000),), "where to listen: a URL, or a list of them", listen
+        (Listen("127.0.0.1", 8000),), "where to listen: a URL, or a list of them", _listen
     )
-    targets: tuple[TargetAddress, ...] = option(
-        (), "the servers behind the proxy: URLs, or bare ports of this machine", targets
-    )
-    policy: str = option("hash_ring", "how a target is chosen", one_of("hash_ring"))
-    sleeping: float = option(10.0, "between two probes of an evicted target", duration, "seconds")
-    max_fails: int = option(1, "failures in a row that evict a target", whole(1))
-    retry: Retry = section(Retry)
     timeouts: Timeouts = section(Timeouts)
     limits: Limits = section(Limits)
-    unavailable: Unavailable = section(Unavailable)
     trusted_proxies: tuple[Network, ...] = option(
         (), "proxies whose X-Forwarded-For and Forwarded are believed", list_of(network)
     )
@@ -140,83 +255,34 @@ class Settings:
 _SECTIONS = {one.name for one in dataclasses.fields(Settings) if "option" not in one.metadata}
 
 
-def options(kind: type = Settings, path: str = "") -> list[tuple[str, Option, Any]]:
-    """Every option there is: ``(path, option, default)``, in the order of declaration."""
-    found = []
-    for one in dataclasses.fields(kind):
-        if "option" in one.metadata:
-            found.append((path + one.name, one.metadata["option"], one.default))
-        else:
-            found += options(one.default_factory, f"{path}{one.name}.")  # type: ignore[arg-type]
-    return found
+def options() -> list[tuple[str, Option, Any]]:
+    """Every option there is: ``(path, option, default)``."""
+    return declared(Settings)
 
 
-def _read(kind: type[T], data: Mapping[str, Json], path: str, problems: list[tuple[str, str]]) -> T:
-    """A dataclass from its JSON object; what is wrong goes to ``problems``."""
-    fields = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        here = path + key
-        if key not in fields:
-            problems.append((here, unknown_setting(key, list(fields))))
-        elif "option" in fields[key].metadata:
-            try:
-                values[key] = fields[key].metadata["option"].read(value)
-            except ValueError as error:
-                problems += [(here + below, said) for below, said in parts(error)]
-        elif isinstance(value := literal(value), dict):
-            values[key] = _read(fields[key].default_factory, value, here + ".", problems)  # type: ignore[arg-type]
-        else:
-            problems.append((here, "expected an object"))
-    return kind(**values)
-
-
-class _Layers:
-    """The merged data, and who said what: path -> source."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, Json] = {}
-        self.sources: dict[str, str] = {}
-
-    def add(self, data: Mapping[str, Json], source: str) -> None:
-        self._merge(self.data, data, "", source)
-
-    def _merge(
-        self, into: dict[str, Json], data: Mapping[str, Json], path: str, source: str
-    ) -> None:
-        for key, value in data.items():
-            self.sources[path + key] = source
-            if isinstance(value, dict):
-                old = into.get(key)
-                into[key] = dict(old) if isinstance(old, dict) else {}
-                self._merge(into[key], value, f"{path}{key}.", source)
-            else:
-                into[key] = value
-
-    def source(self, path: str) -> str:
-        while path and path not in self.sources:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        return self.sources.get(path, FILE)
-
-
-def _finish(layers: _Layers, missing: str = "") -> Settings:
-    problems: list[tuple[str, str]] = []
-    settings = _read(Settings, layers.data, "", problems)
-    told = [f"{layers.source(path)}: {path}: {said}" for path, said in problems]
-    if "targets" not in layers.data:
+def _finish(found: Layers, missing: str = "") -> Settings:
+    told = []
+    settings = None
+    try:
+        settings = read_object(Settings, found.data)
+    except ValueError as error:
+        for below, said in parts(error):
+            path = below.removeprefix(".")
+            told.append(f"{found.source(path)}: {path}: {said}")
+    if "targets" not in found.data:
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
-        told.append(missing or f"{layers.source('')}: targets: {said}")
-    if told:
+        told.append(missing or f"{found.source('')}: targets: {said}")
+    if told or settings is None:
         raise SettingsError(told)
     return settings
 
 
 def parse(data: Mapping[str, Json], source: str = "settings") -> Settings:
     """Settings from a plain object. Raises ``SettingsError``."""
-    layers = _Layers()
-    layers.sources[""] = source
-    layers.add(data, source)
-    return _finish(layers)
+    found = Layers(_SECTIONS)
+    found.sources[""] = source
+    found.add(data, source)
+    return _finish(found)
 
 
 def load(
@@ -226,81 +292,25 @@ def load(
 ) -> Settings:
     """All layers. ``path`` None: ``appsettings.json`` of the current folder, if it is there.
     ``command_line`` maps paths like ``timeouts.read`` to texts. Raises ``SettingsError``."""
-    environment = os.environ if environment is None else environment
-    layers = _Layers()
-    file = path or Path(FILE)
-    layers.sources[""] = str(file)
     missing = ""
-    if path is None and not file.exists():
+    if path is None and not Path(FILE).exists():
         missing = (
             f"{FILE}: not found in {Path.cwd()}: go where it is, name one with --config, "
             "or name targets with --targets"
         )
     else:
-        layers.add(_read_file(file), str(file))
-    if name := environment.get(PREFIX + "ENVIRONMENT"):
-        if not re.fullmatch(r"[\w.-]{1,100}", name):
-            raise SettingsError(
-                [f"environment variable {PREFIX}ENVIRONMENT: expected a name like Production"]
-            )
-        overlay = file.with_name(f"{file.stem}.{name}{file.suffix}")
-        if overlay.exists():
-            layers.add(_read_file(overlay), str(overlay))
-    for variable, value in sorted(environment.items()):
-        if variable.upper().startswith(PREFIX) and not _not_ours(variable.upper()):
-            keys = variable[len(PREFIX) :].lower().split("__")
-            layers.add(_nested(keys, value), f"environment variable {variable}")
-    for dotted, value in (command_line or {}).items():
-        layers.add(_nested(dotted.split("."), value), "command line")
-    return _finish(layers, missing)
-
-
-def _not_ours(variable: str) -> bool:
-    """Kubernetes sets PYPROXY_PORT… and PYPROXY_SERVICE_… where a service is called pyproxy."""
-    return bool(re.fullmatch(PREFIX + "(ENVIRONMENT|PORT|PORT_.*|SERVICE_.*)", variable))
-
-
-def _nested(keys: list[str], value: str) -> dict[str, Json]:
-    """``timeouts``, ``read``, ``"5"`` -> ``{"timeouts": {"read": Text("5")}}``"""
-    data: Json = Text(value)
-    if len(keys) == 1 and keys[0] in _SECTIONS and isinstance(literal(data), dict):
-        data = literal(data)
-    for key in reversed(keys):
-        data = {key: data}
-    found: dict[str, Json] = data
-    return found
-
-
-def _read_file(path: Path) -> dict[str, Json]:
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_no_twice)
-    except OSError as error:
-        raise SettingsError([f"{path}: {(error.strerror or 'cannot be read').lower()}"]) from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise SettingsError([f"{path}: {where}: not valid JSON: {error.msg}"]) from None
-    except UnicodeDecodeError:
-        raise SettingsError([f"{path}: not a text in UTF-8"]) from None
-    except ValueError as error:
-        raise SettingsError([f"{path}: {error}"]) from None
-    if not isinstance(data, dict):
-        raise SettingsError([f"{path}: expected an object, {{…}}"])
-    data.pop("$schema", None)
-    return data
-
-
-def _no_twice(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        keys = [key for key, _ in pairs]
-        again = next(key for at, key in enumerate(keys) if key in keys[:at])
-        raise ValueError(f'"{again}" stands twice in one object')
-    return data
+        path = path or Path(FILE)
+    environment = os.environ if environment is None else environment
+    return _finish(layers.stack(path, environment, command_line or {}, _SECTIONS), missing)
 
 
 def plain(value: Any) -> Json:
     """Settings, or a part of them, as ``appsettings.json`` would say them."""
-    if isinstance(value, Listen | TargetAddress):
+    if isinstance(value, Listen):
+        return value.url
+    if isinstance(value, PolicyChoice):
+        return {"name": value.name, **dict(value.options)} if value.options else value.name
+    if isinstance(value, TargetSettings) and value == TargetSettings(value.url):
         return value.url
     if dataclasses.is_dataclass(value):
         return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}

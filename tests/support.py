@@ -6,10 +6,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from pyproxy.balancing.target import Target
 
 DEADLINE = 10.0  # seconds for anything that must happen
 
@@ -291,3 +293,39 @@ def letters(names: str) -> Iterator[list[RawTarget]]:
     """Lettered targets: ``letters("abc")``."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(lettered(name)) for name in names]
+
+
+@dataclass
+class Ask:
+    """A request as policies see it."""
+
+    address: str = "192.0.2.1"
+    method: str = "GET"
+    uri: str = "/"
+    number: int = -1
+    headers: dict[str, str] = field(default_factory=dict)
+    cookies: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+    def cookie(self, name: str) -> str | None:
+        return self.cookies.get(name)
+
+    def query(self, name: str) -> str | None:
+        return self.parameters.get(name)
+
+
+def make_target(port: int, **said: Any) -> Target:
+    """One that nobody connects to."""
+    return Target(f"http://localhost:{port}", "localhost", port, **said)
+
+
+def run_together(calls: Iterable[Callable[[], object]]) -> None:
+    """Each in a thread of its own, until all have ended."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -345,7 +345,7 @@ def test_check_tells_all_problems(tmp_path: Path) -> None:
         "appsettings.json: targets",
         "appsettings.json: sleeping",
         'appsettings.json: limit: unknown setting (did you mean "limits"?)',
-        "environment variable PYPROXY_POLICY: policy",
+        'environment variable PYPROXY_POLICY: policy: unknown policy "none"',
         "command line: max_fails",
     ]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.balancing.target import State, Target
+from pyproxy.balancing.target import Target
 from pyproxy.lab.demo import PHASES, Story
 from pyproxy.lab.spamer import Answer
 from tests.programs import DEADLINE, NOWHERE, Program, environment, heeding_interrupts, program
@@ -248,7 +248,7 @@ def test_a_story_went_well_only_if_all_of_it_did() -> None:
 
 def test_the_table_tells_states_and_shares() -> None:
     made = good_story()
-    made.targets[2].state = State.EVICTED
+    made.targets[2].evicted = True
     rows = [ROW.fullmatch(line) for line in made.table()[1:6]]
     assert [row and row[2] for row in rows] == ["live", "live", "evicted", "live", "live"]
     assert [row and row[6] for row in rows] == ["25.0", "25.0", "0.0", "25.0", "25.0"]

@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 # From the ground up. Those on one floor don't import each other.
 FLOORS = (
     ("errors", "readers"),
-    ("net", "settings"),
+    ("net", "options", "layers"),
     ("balancing",),
+    ("settings",),
     ("http", "tcp", "health"),
     ("control",),
     ("app",),

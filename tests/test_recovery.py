@@ -24,7 +24,7 @@ def restored_at(proxy: Proxy) -> dict[str, float]:
     """Fills with the moment at which each target is restored."""
     moments: dict[str, float] = {}
 
-    def note(target: Target, reason: str) -> None:
+    def note(target: Target, verb: str, reason: str) -> None:
         if target.state is State.LIVE:
             moments[target.url] = time.monotonic()
 

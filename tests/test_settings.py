@@ -14,12 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from pyproxy.balancing.policies import POLICIES, PolicyChoice
 from pyproxy.errors import SettingsError
-from pyproxy.readers import Listen, TargetAddress, Text
+from pyproxy.readers import Text
 from pyproxy.settings import (
     Limits,
+    Listen,
     Retry,
     Settings,
+    TargetSettings,
     Timeouts,
     Unavailable,
     load,
@@ -63,7 +66,7 @@ def write(path: Path, data: Any) -> Path:
     return path
 
 
-def urls(found: tuple[TargetAddress, ...] | tuple[Listen, ...]) -> list[str]:
+def urls(found: tuple[TargetSettings, ...] | tuple[Listen, ...]) -> list[str]:
     return [one.url for one in found]
 
 
@@ -80,8 +83,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_targets_are_all_that_must_be_said() -> None:
     assert parse({"targets": [8001]}) == Settings(
         listen=(Listen("127.0.0.1", 8000),),
-        targets=(TargetAddress("localhost", 8001),),
-        policy="hash_ring",
+        targets=(TargetSettings("http://localhost:8001"),),
+        policy=PolicyChoice("hash_ring"),
         sleeping=10,
         max_fails=1,
         retry=Retry(attempts=5, statuses=(), max_body=65536, non_idempotent=False),
@@ -229,7 +232,12 @@ def test_a_section_is_an_object(value: object) -> None:
 
 
 def test_an_unknown_policy_is_told_with_those_there_are() -> None:
-    assert problem(policy="round_robin") == 'x.json: policy: expected "hash_ring"'
+    names = f"expected one of {', '.join(POLICIES)}, or module:function"
+    assert problem(policy="least_connection") == (
+        'x.json: policy: unknown policy "least_connection" (did you mean "least_connections"?): '
+        + names
+    )
+    assert problem(policy={"name": "none"}) == f'x.json: policy: unknown policy "none": {names}'
 
 
 def test_trusted_proxies_are_addresses_and_networks() -> None:
@@ -338,7 +346,7 @@ def test_what_is_wrong_within_an_object_is_told_with_its_path() -> None:
     assert problems(targets=[{"url": "a"}, {"ulr": "http://a:1"}, {"url": {"url": 0}}]) == [
         f'x.json: targets[0].url: {EXAMPLE}, not "a"',
         'x.json: targets[1].ulr: unknown setting (did you mean "url"?)',
-        "x.json: targets[2]: expected a port from 1 to 65535",
+        f"x.json: targets[2].url: {EXAMPLE}",
     ]
 
 

@@ -1,48 +1,211 @@
-"""TargetPool: the targets of one service, and which of them are live."""
+"""TargetPool: the targets of one service, which of them are live, and who gets a request."""
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 
-from pyproxy.balancing.hashring import HashRing
+from pyproxy.balancing.policies import (
+    Asked,
+    FunctionPolicy,
+    HashRingPolicy,
+    LeastResponseTime,
+    Policy,
+    Targets,
+    weighted_ring,
+)
 from pyproxy.balancing.target import State, Target
+from pyproxy.errors import AllBusy, EmptyRing, Overloaded
 
 log = logging.getLogger(__name__)
 
-Watcher = Callable[[Target, str], None]
+Watcher = Callable[[Target, str, str], None]
+
+
+class Place:
+    """A request's place in the queue of a pool. ``called`` is set when its time has come: then
+    ``target`` is what it gets, or None if nobody is left for it."""
+
+    __slots__ = ("called", "request", "target", "tried", "wish")
+
+    def __init__(self, request: Asked, tried: Targets, wish: Target | None) -> None:
+        self.request = request
+        self.tried = tried
+        self.wish = wish
+        self.target: Target | None = None
+        self.called = threading.Event()
 
 
 class TargetPool:
-    """Targets, and a ring of the live ones that is swapped whole, never changed.
+    """Targets, and tuples of those live that are swapped whole, never changed.
 
     A reader takes ``live`` once and works with it, whatever happens meanwhile. All methods may be
-    called from any thread.
+    called from any thread; ``now`` is ``time.monotonic()``, or another clock that only this pool
+    sees.
     """
 
-    def __init__(self, targets: Iterable[Target], max_fails: int = 1) -> None:
-        self.targets = tuple(targets)
-        self.live = HashRing(self.targets)
+    def __init__(
+        self,
+        targets: Iterable[Target] = (),
+        max_fails: int = 1,
+        *,
+        policy: Policy | None = None,
+        max_evicted: float | None = None,
+        queue_size: int = 0,
+    ) -> None:
+        """``max_evicted`` is a share of the targets; ``queue_size`` counts waiting requests."""
+        self.targets: Targets = tuple(targets)
+        self.live: Targets = ()
+        self.policy = policy or HashRingPolicy()
+        self.timed = isinstance(self.policy, LeastResponseTime)  # wants to hear of `answered`
         self._max_fails = max_fails
+        self._max_evicted = max_evicted
+        self._queue_size = queue_size
+        self._queue: deque[Place] = deque()
         self._watchers: tuple[Watcher, ...] = ()
-        # Protects the request counter, each target's state and fails, and the swap of `live`.
+        # Protects everything here, all of each target but its address, and the policy.
         self._lock = threading.Lock()
         self._counter = 0
+        self._now = 0.0  # of the last pick or change
+        self._kept = set[Target]()  # by max_evicted, since the last change
+        self._arrange()
 
-    def next_key(self) -> int:
-        """The number of this request: 0, 1, 2, …, each given out once."""
-        with self._lock:
-            key = self._counter
-            self._counter = key + 1
-        return key
+    def _arrange(self) -> None:
+        """After any change of who is there."""
+        self.live = tuple(one for one in self.targets if one.state is State.LIVE)
+        ordinary = tuple(one for one in self.targets if not one.backup)
+        serving = tuple(one for one in self.live if not one.backup)
+        backups = tuple(one for one in self.live if one.backup)
+        if serving or not backups:
+            self.policy.arrange(ordinary, serving)
+            self._backups = backups
+        else:
+            self.policy.arrange(tuple(one for one in self.targets if one.backup), backups)
+            self._backups = ()
+        self._limited = tuple(one for one in self.live if one.max_connections is not None)
+        self._starting = tuple(one for one in self.live if self._share(one) < 1)
+        self._plain = not (self._limited or self._starting or self._backups)
 
-    def pick(self, key: int, tried: tuple[Target, ...] = ()) -> Target:
-        """The live target for ``key``, other than those ``tried``; ``EmptyRing`` if there is none.
+    def wish(self, request: Asked, tried: Targets, now: float) -> Target | None:
+        """What a policy that is a user's function wants; None for any other policy."""
+        if not isinstance(self.policy, FunctionPolicy):
+            return None
+        targets = tuple(one for one in self.policy.live if one not in tried and not one.full)
+        return self.policy.wish(request, targets, now) if targets else None
 
-        A request keeps its key when it is retried, so that retries spread evenly too.
+    def pick(
+        self,
+        request: Asked,
+        tried: Targets = (),
+        now: float = 0.0,
+        wish: Target | None = None,
+    ) -> Target:
+        """The target for a request, other than those ``tried``: ``wish``, if that can serve, or as
+        the policy says. Its request under way counts until ``release``.
+
+        Raises ``EmptyRing`` if there is none, and ``AllBusy`` if the request must ``queue_up``.
         """
-        if tried:
-            return HashRing(target for target in self.live if target not in tried)[key]
-        return self.live[key]
+        with self._lock:
+            if request.number < 0:
+                request.number = self._counter
+                self._counter += 1
+            if self._plain and wish is None:
+                target = self.policy.choose(request, tried, now)
+            elif self._queue:
+                raise AllBusy("others wait for the targets")
+            else:
+                self._now = now
+                target = self._choose(request, tried, wish)
+            target.in_flight += 1
+        return target
+
+    def _choose(self, request: Asked, tried: Targets, wish: Target | None) -> Target:
+        without: Collection[Target] = tried
+        if full := [one for one in self._limited if one.full]:
+            without = {*tried, *full}
+        if wish and self._may_serve(wish) and wish not in without:
+            return wish
+        try:
+            target = self.policy.choose(request, without, self._now)
+        except EmptyRing:
+            if rest := [one for one in self._backups if one not in without]:
+                return weighted_ring(rest)[request.number]
+            if any(one not in tried for one in full):
+                raise AllBusy("every target is full") from None
+            raise
+        if self._starting and target in self._starting:
+            return self._slowly(target, request, without)
+        return target
+
+    def _may_serve(self, wish: Target) -> bool:
+        return wish.state in (State.LIVE, State.DRAINING) and wish in self.targets and not wish.full
+
+    def _slowly(self, target: Target, request: Asked, without: Collection[Target]) -> Target:
+        """``target`` for its growing share of the requests, for the others somebody else."""
+        share = self._share(target)
+        if share >= 1:
+            self._arrange()
+        elif self.policy.lot(request) >= max(share, 0.05):
+            try:
+                return self.policy.choose(request, {*without, target}, self._now)
+            except EmptyRing:
+                pass
+        return target
+
+    def _share(self, target: Target) -> float:
+        if not target.slow_start:
+            return 1.0
+        return (self._now - target.since) / target.slow_start
+
+    def release(self, target: Target) -> None:
+        """A request that ``pick`` has counted is over."""
+        with self._lock:
+            target.in_flight -= 1
+            if self._queue:
+                self._call_next()
+
+    def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
+        """A response head came after ``seconds``."""
+        if isinstance(self.policy, LeastResponseTime):
+            with self._lock:
+                self.policy.answered(target, seconds, status, now)
+
+    def queue_up(self, request: Asked, tried: Targets = (), wish: Target | None = None) -> Place:
+        """A place in the queue, after ``AllBusy``. Raises ``Overloaded`` if that is full."""
+        place = Place(request, tried, wish)
+        with self._lock:
+            if len(self._queue) >= self._queue_size:
+                raise Overloaded("every target is full, and so is the queue")
+            self._queue.append(place)
+            self._call_next()
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Gives up a place, or the target that it has just got."""
+        with self._lock:
+            if not place.called.is_set():
+                self._queue.remove(place)
+            elif place.target:
+                place.target.in_flight -= 1
+                self._call_next()
+
+    def _call_next(self) -> None:
+        """Gives free targets to those who wait, in the order of their arrival."""
+        while self._queue:
+            place = self._queue[0]
+            try:
+                place.target = self._choose(place.request, place.tried, place.wish)
+                place.target.in_flight += 1
+            except AllBusy:
+                return
+            except EmptyRing:
+                pass
+            self._queue.popleft()
+            place.called.set()
+
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
 
     def evicted(self) -> list[Target]:
         return [target for target in self.targets if target.state is State.EVICTED]
@@ -61,27 +224,81 @@ class TargetPool:
             target.fails = 0
 
     def evict(self, target: Target, reason: str) -> None:
-        """Takes a live target out; does nothing to another."""
-        self._change(target, State.LIVE, State.EVICTED, reason)
+        """Takes a target out; does nothing to one that is out, nor when more than ``max_evicted``
+        would be: then it goes on serving, as one that may fail."""
+        with self._lock:
+            if target.evicted or target not in self.targets:
+                return
+            kept = self._must_stay()
+            if not kept:
+                self._set_evicted(target, True)
+            elif target in self._kept:
+                return
+            else:
+                self._kept.add(target)
+        if kept:
+            log.warning("kept %s, as max_evicted says: %s", target.url, reason)
+        else:
+            self._tell(target, "evicted", reason)
 
-    def restore(self, target: Target, reason: str) -> None:
+    def _must_stay(self) -> bool:
+        """Whether one more evicted target would be too many."""
+        if self._max_evicted is None:
+            return False
+        out = 1 + sum(one.evicted for one in self.targets)
+        return out > self._max_evicted * len(self.targets)
+
+    def restore(self, target: Target, reason: str, now: float = 0.0) -> None:
         """Takes an evicted target back; does nothing to another."""
-        self._change(target, State.EVICTED, State.LIVE, reason)
+        with self._lock:
+            if not target.evicted:
+                return
+            target.since = self._now = now
+            self._set_evicted(target, False)
+        self._tell(target, "restored", reason)
+
+    def _set_evicted(self, target: Target, evicted: bool) -> None:
+        target.evicted = evicted
+        target.fails = 0
+        self._kept.clear()
+        self._settle()
+
+    def want(self, target: Target, state: State, reason: str, now: float = 0.0) -> None:
+        """``DRAINING`` or ``MAINTENANCE`` takes a target out of service, ``LIVE`` puts it back."""
+        with self._lock:
+            if target.wanted is state:
+                return
+            target.wanted = state
+            target.since = self._now = now
+            self._settle()
+        self._tell(target, {State.LIVE: "put back"}.get(state, str(state)), reason)
+
+    def add(self, target: Target, reason: str, now: float = 0.0) -> None:
+        with self._lock:
+            self.targets += (target,)
+            target.since = self._now = now
+            self._settle()
+        self._tell(target, "added", reason)
+
+    def remove(self, target: Target, reason: str) -> None:
+        """Forgets a target. What it has under way is finished."""
+        with self._lock:
+            self.targets = tuple(one for one in self.targets if one is not target)
+            self._settle()
+        self._tell(target, "removed", reason)
 
     def watch(self, watcher: Watcher) -> None:
-        """Calls ``watcher(target, reason)`` after each change of state, in its thread."""
+        """Calls ``watcher(target, "evicted", reason)`` after each change, in its thread."""
         with self._lock:
             self._watchers += (watcher,)
 
-    def _change(self, target: Target, before: State, after: State, reason: str) -> None:
-        with self._lock:
-            if target.state is not before:
-                return
-            target.state = after
-            target.fails = 0
-            self.live = HashRing(one for one in self.targets if one.state is State.LIVE)
-            left, watchers = len(self.live), self._watchers
-        verb = "restored" if after is State.LIVE else "evicted"
-        log.warning("%s %s: %s (%d of %d live)", verb, target.url, reason, left, len(self.targets))
-        for watcher in watchers:
-            watcher(target, reason)
+    def _settle(self) -> None:
+        """After a change, within the lock."""
+        self._arrange()
+        self._call_next()
+
+    def _tell(self, target: Target, verb: str, reason: str) -> None:
+        left, known = len(self.live), len(self.targets)
+        log.warning("%s %s: %s (%d of %d live)", verb, target.url, reason, left, known)
+        for watcher in self._watchers:
+            watcher(target, verb, reason)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import requests
@@ -35,14 +36,14 @@ class RecoveryThread(threading.Thread):
         self._probing: set[Target] = set()
         pool.watch(self._notice)
 
-    def _notice(self, target: Target, reason: str) -> None:
+    def _notice(self, target: Target, verb: str, reason: str) -> None:
         with self._changed:
             self._changed.notify()
 
     def run(self) -> None:
         soon = _SOONEST
         while self._wait(min(soon, self._sleeping)):
-            nobody = not len(self._pool.live)
+            nobody = not self._pool.live
             for target in self._pool.evicted():
                 self._start_probe(target)
             soon = min(soon * 2, _LATEST) if nobody else _SOONEST
@@ -52,11 +53,11 @@ class RecoveryThread(threading.Thread):
         as nobody is left. False when the thread is to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._pool.evicted())
-            if len(self._pool.live):
+            if self._pool.live:
                 self._changed.wait_for(
-                    lambda: self._stopping or not len(self._pool.live), self._sleeping
+                    lambda: self._stopping or not self._pool.live, self._sleeping
                 )
-            if not len(self._pool.live):
+            if not self._pool.live:
                 self._changed.wait_for(lambda: self._stopping, soon)
             return not self._stopping
 
@@ -75,7 +76,7 @@ class RecoveryThread(threading.Thread):
             log.debug("%s is still away: %s", target.url, failure)
         else:
             if not self._stopping and target.state is State.EVICTED:
-                self._pool.restore(target, back)
+                self._pool.restore(target, back, time.monotonic())
         finally:
             with self._changed:
                 self._probing.discard(target)

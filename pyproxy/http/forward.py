@@ -7,27 +7,32 @@ request -> key -> pick -> attempt -> reply
 """
 
 import time
-from collections.abc import Mapping
 from typing import Protocol
+from urllib.parse import unquote_plus
 
+from pyproxy.balancing.policies import FunctionPolicy
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import (
+    AllBusy,
     BadReply,
     EmptyRing,
     NobodyLeft,
     NoReply,
+    Overloaded,
     StaleConnection,
     TargetError,
 )
-from pyproxy.http.message import ReplyHead, RequestFields, RequestLine
+from pyproxy.http.message import Peer, ReplyHead, RequestFields, RequestLine
 from pyproxy.http.upload import Upload
-from pyproxy.http.upstream import TargetConnection, Upstream
-from pyproxy.settings import Retry
+from pyproxy.http.upstream import TargetConnection, Upstream, Upstreams
+from pyproxy.settings import Queue, Retry, Unavailable
 
 
 class Client(Protocol):
     """What the loop needs of the connection that asks."""
+
+    peer: Peer
 
     def check_client(self) -> None:
         """Raises ``ClientGone`` if nobody waits for the answer any more."""
@@ -38,7 +43,7 @@ class Client(Protocol):
 
 class Request:
     """What is asked of a target. Attempts read it and never change it, but for their own story:
-    ``target``, ``attempts``, ``started``."""
+    ``number``, ``target``, ``attempts``, ``started``. To policies it is ``Asked``."""
 
     __slots__ = (
         "answered",
@@ -48,6 +53,7 @@ class Request:
         "fields",
         "head",
         "line",
+        "number",
         "replayable",
         "started",
         "target",
@@ -69,10 +75,46 @@ class Request:
         self.upload: Upload | None = None
         self.replayable = True
         self.client = client
+        self.number = -1  # in its pool, which sets it
         self.target: Target | None = None
         self.attempts = 0
         self.started = 0.0  # of the last attempt, time.monotonic()
         self.answered = 0.0  # when its response head came
+
+    @property
+    def address(self) -> str:
+        """The client's."""
+        return self.client.peer.address
+
+    @property
+    def method(self) -> str:
+        return self.line.method.decode("ascii")
+
+    @property
+    def uri(self) -> str:
+        """Path and query, as they go to a target."""
+        return self.line.path.decode("ascii")
+
+    def header(self, name: str) -> str | None:
+        """The first value of a field, its name in any case."""
+        value = self.fields.get(name.lower().encode("latin-1", "replace"))
+        return None if value is None else value.decode("latin-1")
+
+    def cookie(self, name: str) -> str | None:
+        """RFC 6265, 4.2.1, as browsers send it."""
+        for pair in (self.header("cookie") or "").split(";"):
+            key, equals, value = pair.strip(" \t").partition("=")
+            if equals and key == name:
+                return value
+        return None
+
+    def query(self, name: str) -> str | None:
+        """A parameter of the query, decoded."""
+        for pair in self.uri.partition("?")[2].split("&"):
+            key, _, value = pair.partition("=")
+            if unquote_plus(key) == name:
+                return unquote_plus(value)
+        return None
 
     def watch(self) -> float:
         """While a target is silent: see ``upstream.Watch``. While the body is still being sent,
@@ -94,49 +136,69 @@ class Request:
 
 
 class Reply:
-    """A response head, what came behind it, and the connection with the rest."""
+    """A response head, what came behind it, and the connection with the rest. The target counts
+    the request as under way until ``finish``."""
 
-    __slots__ = ("connection", "head", "rest", "upstream")
+    __slots__ = ("connection", "head", "pool", "rest")
 
     def __init__(
-        self, head: ReplyHead, rest: bytes, connection: TargetConnection, upstream: Upstream
+        self, head: ReplyHead, rest: bytes, connection: TargetConnection, pool: TargetPool
     ) -> None:
         self.head = head
         self.rest = rest
         self.connection = connection
-        self.upstream = upstream
+        self.pool = pool
+
+    def finish(self, request: Request, reusable: bool) -> None:
+        """``reusable``: nothing more is under way on the connection."""
+        upstream = self.connection.upstream
+        if reusable and self.head.keep_alive:
+            upstream.give_back(self.connection)
+        else:
+            request.drop(self.connection)
+        self.pool.release(upstream.target)
 
 
 class Forwarder:
     """Gets the response to a request from one of a pool's targets. Called from many threads."""
 
     def __init__(
-        self, pool: TargetPool, upstreams: Mapping[Target, Upstream], retry: Retry
+        self,
+        pool: TargetPool,
+        upstreams: Upstreams,
+        retry: Retry,
+        queue: Queue,
+        unavailable: Unavailable,
     ) -> None:
         self.pool = pool
-        self._upstreams = upstreams
+        self.upstreams = upstreams
         self._retry = retry
+        self._queue = queue
+        self._unavailable = unavailable
         self._statuses = frozenset(retry.statuses)
+        self._wishes = isinstance(pool.policy, FunctionPolicy)
 
     def __call__(self, request: Request) -> Reply:
-        """A reply with a final status. Raises ``NobodyLeft``, ``TargetError``, ``ClientGone``, or
-        ``HTTPError`` when the body turns out bad."""
+        """A reply with a final status. Raises ``NobodyLeft``, ``Overloaded``, ``TargetError``,
+        ``ClientGone``, or ``HTTPError`` when the body turns out bad."""
         pool = self.pool
-        key = pool.next_key()
         tried: tuple[Target, ...] = ()
         failure: TargetError | None = None
         while True:
+            request.started = time.monotonic()
             try:
-                target = pool.pick(key, tried)
+                target = self._pick(request, tried)
             except EmptyRing:
-                if failure is None or not len(pool.live):
-                    raise NobodyLeft("no target is left") from failure
+                if failure is None or not pool.live:
+                    unavailable = self._unavailable
+                    raise NobodyLeft(unavailable.status, unavailable.body) from failure
                 raise failure from None
             request.target = target
             request.attempts += 1
             try:
-                reply = self._attempt(self._upstreams[target], request)
+                reply = self._attempt(self.upstreams[target], request)
             except TargetError as error:
+                pool.release(target)
                 if request.upload and request.upload.error:
                     raise request.upload.error from None  # it was the client
                 if error.counts:
@@ -144,18 +206,46 @@ class Forwarder:
                 tried, failure = (*tried, target), error
                 if error.sent and not self._repeatable(request):
                     raise
-                if request.attempts >= self._retry.attempts and len(pool.live):
+                if request.attempts >= self._retry.attempts and pool.live:
                     raise  # enough for one request; when nobody is left, that is the answer
                 continue
+            except BaseException:
+                pool.release(target)
+                raise
             if self._statuses and reply.head.status in self._statuses:
                 pool.failed(target, f"answered {reply.head.status}")
                 tried = (*tried, target)
                 if self._repeatable(request) and self._another(request, tried):
-                    reply.connection.close()
+                    reply.finish(request, False)
                     continue
             elif target.fails:
                 pool.succeeded(target)
             return reply
+
+    def _pick(self, request: Request, tried: tuple[Target, ...]) -> Target:
+        pool = self.pool
+        wish = pool.wish(request, tried, request.started) if self._wishes else None
+        try:
+            return pool.pick(request, tried, request.started, wish)
+        except AllBusy:
+            return self._wait(request, tried, wish)
+
+    def _wait(self, request: Request, tried: tuple[Target, ...], wish: Target | None) -> Target:
+        """The target that the queue brings, in the order of arrival."""
+        deadline = time.monotonic() + self._queue.timeout
+        place = self.pool.queue_up(request, tried, wish)
+        try:
+            while not place.called.wait(min(deadline - time.monotonic(), 1.0)):
+                request.client.check_client()
+                if time.monotonic() >= deadline:
+                    raise Overloaded("every target was full for too long")
+        except BaseException:
+            self.pool.leave(place)
+            raise
+        if place.target is None:
+            raise EmptyRing("no target is left")
+        request.started = time.monotonic()
+        return place.target
 
     def _repeatable(self, request: Request) -> bool:
         """Whether a request that may have reached one target may go to another."""
@@ -204,5 +294,8 @@ class Forwarder:
                 raise BadReply("switched protocols unasked")
             request.client.relay_interim(request, head)
             head, rest = connection.receive_head(request.watch, rest)
-        request.answered = time.monotonic()
-        return Reply(head, rest, connection, upstream)
+        request.answered = now = time.monotonic()
+        pool = self.pool
+        if pool.timed:
+            pool.answered(upstream.target, now - request.started, head.status, now)
+        return Reply(head, rest, connection, pool)

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from pyproxy import net
-from pyproxy.errors import ClientGone, HTTPError, NobodyLeft, TargetError
+from pyproxy.errors import ClientGone, HTTPError, TargetError
 from pyproxy.http.body import BodyReader
 from pyproxy.http.forward import Reply, Request
 from pyproxy.http.message import (
@@ -124,12 +124,11 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             if fields.length or fields.chunked:
                 self.read_body(request, fields)
             reply = self.server.forward(request)
-        except NobodyLeft:
-            unavailable = self.server.unavailable
-            self.answer(request, unavailable.status, unavailable.body, "Retry-After: 1\r\n")
         except (TargetError, HTTPError) as error:
             log.info("answered %d to %s: %s", error.status, self.peer.address, error)
-            self.answer(request, error.status, str(error))
+            after = error.retry_after
+            extra = f"Retry-After: {after}\r\n" if after else ""
+            self.answer(request, error.status, str(error), extra)
         else:
             self.relay(request, reply)
         finally:
@@ -345,10 +344,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 self.send(head.ready + rest)
             finally:  # behind the answer, since the client waits for that
                 self.size = len(rest)
-                if head.keep_alive:
-                    reply.upstream.give_back(reply.connection)
-                else:
-                    reply.connection.close()
+                reply.finish(request, True)
             return
         whole = False
         try:
@@ -356,14 +352,13 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         except TargetError as error:
             self.keep = False
             self.broken = True
-            log.warning("%s truncated a response: %s", reply.upstream.target.url, error)
+            target = reply.connection.upstream.target
+            log.warning("%s truncated a response: %s", target.url, error)
         finally:
             upload = request.upload
-            clean = whole and head.keep_alive
-            if clean and (upload is None or (upload.finish(0.1) and upload.complete)):
-                reply.upstream.give_back(reply.connection)
-            else:
-                request.drop(reply.connection)
+            if whole and upload:
+                whole = upload.finish(0.1) and upload.complete
+            reply.finish(request, whole)
         if upload and upload.reader.done:
             self.buffer = upload.reader.rest
 

@@ -80,7 +80,17 @@ class Memo(dict[bytes, V], Generic[V]):
 class RequestLine:
     """The first line of a request: facts, and the line that goes to a target."""
 
-    __slots__ = ("authority", "idempotent", "is_head", "line", "method", "minor", "target", "wire")
+    __slots__ = (
+        "authority",
+        "idempotent",
+        "is_head",
+        "line",
+        "method",
+        "minor",
+        "path",
+        "target",
+        "wire",
+    )
 
     def __init__(self, line: bytes) -> None:
         """Raises ``HTTPError`` 400, 501 (CONNECT) or 505. RFC 9112, 3."""
@@ -101,6 +111,7 @@ class RequestLine:
         self.line = line
         self.method = method
         self.target = target  # as it came
+        self.path = path  # and query; or an asterisk
         self.minor = int(minor)  # HTTP/1.minor
         self.wire = b"%b %b HTTP/1.1\r\n" % (method, path)
         self.idempotent = method in IDEMPOTENT

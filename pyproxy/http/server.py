@@ -29,8 +29,8 @@ from pyproxy.http.forward import Reply, Request
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.message import Peer
 from pyproxy.http.relay import Buffers
-from pyproxy.readers import Listen, Network
-from pyproxy.settings import Limits, Retry, Timeouts, Unavailable
+from pyproxy.readers import Network
+from pyproxy.settings import Limits, Listen, Retry, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ class ProxyServer(ThreadingHTTPServer):
         timeouts: Timeouts,
         limits: Limits,
         retry: Retry,
-        unavailable: Unavailable,
         trusted: tuple[Network, ...] = (),
         access_log: AccessLog | None = None,
         cpu_affinity: bool = False,
@@ -64,7 +63,6 @@ class ProxyServer(ThreadingHTTPServer):
         self.timeouts = timeouts
         self.limits = limits
         self.retry = retry
-        self.unavailable = unavailable
         self.access_log = access_log
         self._cpu_affinity = cpu_affinity
         self.buffers = Buffers()

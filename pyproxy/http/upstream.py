@@ -20,7 +20,7 @@ from pyproxy.errors import (
     ReplyTimeout,
 )
 from pyproxy.http.message import ReplyHead, reply_heads
-from pyproxy.settings import Timeouts
+from pyproxy.settings import TargetTimeouts
 
 _RECEIVE = 16384  # bytes asked for at once with a head
 _BULK = 65536  # the same within a body
@@ -36,7 +36,7 @@ Watch = Callable[[], float]
 class Upstream:
     """The connections to one target."""
 
-    def __init__(self, target: Target, timeouts: Timeouts, head_limit: int = 65536) -> None:
+    def __init__(self, target: Target, timeouts: TargetTimeouts, head_limit: int = 65536) -> None:
         self.target = target
         self.timeouts = timeouts
         self.head_limit = head_limit
@@ -97,6 +97,22 @@ class Upstream:
     def close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+class Upstreams(dict[Target, Upstream]):
+    """``upstreams[target]``: made when it is asked for first."""
+
+    def __init__(self, timeouts: TargetTimeouts) -> None:
+        super().__init__()
+        self._timeouts = timeouts
+
+    def __missing__(self, target: Target) -> Upstream:
+        return self.setdefault(target, Upstream(target, self._timeouts))
+
+    def forget(self, target: Target) -> None:
+        """Closes its idle connections."""
+        if upstream := self.pop(target, None):
+            upstream.close_idle()
 
 
 class TargetConnection:

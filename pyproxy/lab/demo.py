@@ -188,7 +188,7 @@ class Demo:
         third = self._processes[2]
         moved = 0.0  # when the third was last killed or started
 
-        def watch(target: Target, reason: str) -> None:
+        def watch(target: Target, verb: str, reason: str) -> None:
             since = time.monotonic() - moved
             if target.state is State.EVICTED:
                 story.evicted_after = since

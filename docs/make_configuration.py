@@ -1,0 +1,56 @@
+"""Writes the tables of docs/configuration.md from the declarations in the code.
+
+    python docs/make_configuration.py
+
+A test fails when they are not current.
+"""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+from pyproxy.balancing.policies import POLICIES
+from pyproxy.options import REQUIRED, declared
+from pyproxy.settings import Settings, TargetSettings, plain
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+
+def table(kind: type) -> str:
+    rows = ["| key | unit | default | what |", "| --- | --- | --- | --- |"]
+    for path, option, default in declared(kind):
+        shown = "" if default is REQUIRED else f"`{json.dumps(plain(default))}`"
+        rows.append(f"| `{path}` | {option.unit} | {shown} | {option.help} |")
+    return "\n".join(rows)
+
+
+def policies() -> str:
+    rows = ["| policy | options (default) | what |", "| --- | --- | --- |"]
+    for name, kind in POLICIES.items():
+        options = declared(kind) if dataclasses.is_dataclass(kind) else []
+        shown = [
+            f"`{path}` (`{json.dumps(default)}`): {one.help}" for path, one, default in options
+        ]
+        what = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
+        rows.append(f"| `{name}` | {'; '.join(shown)} | {what.replace('``', '`')} |")
+    return "\n".join(rows)
+
+
+MADE = {
+    "settings": lambda: table(Settings),
+    "target": lambda: table(TargetSettings),
+    "policies": policies,
+}
+
+
+def current(page: str) -> str:
+    """The page with its tables as they must be now."""
+    for name, make in MADE.items():
+        before, begin, rest = page.partition(f"<!-- made: {name} -->\n")
+        page = f"{before}{begin}{make()}\n{rest[rest.index('<!-- end -->') :]}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(current(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

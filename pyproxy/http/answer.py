@@ -1,0 +1,29 @@
+"""Answer: what the proxy itself says to a request, instead of a target."""
+
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+
+@dataclass(slots=True)
+class FilePart:
+    """``length`` bytes of an open file from ``offset`` on. Whoever sends it closes the file."""
+
+    file: BinaryIO
+    offset: int
+    length: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole response. ``fields`` are without Date, Content-Length and Connection, which the
+    connection adds; to HEAD it sends everything but the body."""
+
+    status: int
+    body: bytes | FilePart = b""
+    fields: list[tuple[str, str]] = field(default_factory=list)
+    # For a status without a body (304, 204), which tells no length.
+    bodiless: bool = False
+
+    @property
+    def length(self) -> int:
+        return self.body.length if isinstance(self.body, FilePart) else len(self.body)
