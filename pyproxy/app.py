@@ -7,7 +7,9 @@ from typing import Any, Self
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import ListenError
-from pyproxy.health.recovery import HTTPProbe, RecoveryThread
+from pyproxy.health.checks import check_as
+from pyproxy.health.history import History
+from pyproxy.health.recovery import RecoveryThread
 from pyproxy.http.access_log import AccessLog
 from pyproxy.http.connections import Connections
 from pyproxy.http.forward import Forwarder
@@ -32,7 +34,7 @@ def _target(said: TargetSettings) -> Target:
 class Service:
     """A pool of targets with all that serves it: connections, forwarding, recovery."""
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(self, settings: PoolSettings, history: History) -> None:
         self.pool = TargetPool(
             [_target(one) for one in settings.targets],
             settings.max_fails,
@@ -40,13 +42,20 @@ class Service:
             max_evicted=settings.max_evicted,
             queue_size=settings.queue.size,
         )
-        timeouts = settings.timeouts
-        self.upstreams = Upstreams(timeouts)
+        self.pool.watch(history.note)
+        self.upstreams = Upstreams(settings.timeouts)
         self.forward = Forwarder(
             self.pool, self.upstreams, settings.retry, settings.queue, settings.unavailable
         )
-        probe = HTTPProbe(timeouts.connect, timeouts.read)
-        self._recovery = RecoveryThread(self.pool, settings.sleeping, probe)
+        health = settings.health
+        self._recovery = RecoveryThread(
+            self.pool,
+            check_as(health),
+            settings.sleeping,
+            interval=health.interval,
+            rise=health.rise,
+            fall=health.fall,
+        )
 
     def start(self) -> None:
         self._recovery.start()
@@ -71,7 +80,8 @@ class Proxy:
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
         self.settings = settings
-        self._service = Service(settings)
+        self.history = History()
+        self._service = Service(settings, self.history)
         self._connections = Connections(settings.limits.connections)
         self._access_log: AccessLog | None = None
         self._servers: list[ProxyServer] = []

@@ -67,7 +67,7 @@ def test_a_probe_that_hangs_delays_no_other() -> None:
         Proxy(
             targets=[hanging.url, good.url, f"http://127.0.0.1:{closed_port()}"],
             sleeping=0.2,
-            timeouts={"read": 5},
+            health={"timeout": 5},
         ) as proxy,
     ):
         restored = restored_at(proxy)
@@ -100,7 +100,7 @@ def test_a_probe_says_who_it_is_and_reads_no_endless_body() -> None:
         eventually(lambda: len(proxy.pool.live))
         probe: Message = target.requests[0]
         assert probe.start == b"GET / HTTP/1.1"
-        assert probe.get("User-Agent") == "pyproxy-recovery"
+        assert probe.get("User-Agent") == "pyproxy-health"
 
 
 def test_probes_do_not_go_through_a_proxy_of_the_environment(

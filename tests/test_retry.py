@@ -182,7 +182,7 @@ def test_each_target_is_tried_once_and_then_nobody_is_left() -> None:
         assert (reply.status, reply.body) == (500, b"All servers is off")
         assert int(reply.get("Retry-After") or 0) > 0
         assert [
-            sum(b"pyproxy-recovery" not in request.head for request in one.requests) for one in bad
+            sum(b"pyproxy-health" not in request.head for request in one.requests) for one in bad
         ] == [1, 1, 1]
 
 

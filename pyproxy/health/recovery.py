@@ -1,121 +1,161 @@
-"""RecoveryThread: asks evicted targets whether they are back."""
+"""RecoveryThread: asks evicted targets whether they are back, and live ones whether they are well.
+
+run
+  _wait                 until a check is due, or a target changes its state
+    _plan               who is to be checked when
+  _start_check          in a thread of its own, so that one that hangs delays no other
+    _judge              enough good or bad ones in a row: restore, evict
+"""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable
-
-import requests
+from collections import Counter
 
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
+from pyproxy.health.checks import Check, CheckFailed
 
 log = logging.getLogger(__name__)
 
-_MOST_PROBES = 64  # at once
+_MOST_CHECKS = 64  # at once
 _SOONEST, _LATEST = 0.1, 0.5  # seconds between probes while nobody is left
 
 
 class RecoveryThread(threading.Thread):
-    """Every ``sleeping`` seconds probes each evicted target, and restores those that answer.
+    """Probes each evicted target every ``sleeping`` seconds (or ``interval``, if that is less), and
+    checks each other one every ``interval``, their checks spread over it.
 
     While no target is left it is awake at once, and probes more and more seldom, from 0.1 s up to
-    0.5 s (or ``sleeping``, if that is less), since everybody waits. A probe runs in a thread of its
-    own, one a target and at most 64, so that one that hangs delays no other.
+    0.5 s (or ``sleeping``, if that is less), since everybody waits. At most 64 checks run at once.
     """
 
-    def __init__(self, pool: TargetPool, sleeping: float, probe: Callable[[Target], str]) -> None:
-        """``probe`` returns why the target counts as back, or raises ``ProbeFailed``."""
+    def __init__(
+        self,
+        pool: TargetPool,
+        check: Check,
+        sleeping: float,
+        *,
+        interval: float | None = None,
+        rise: int = 1,
+        fall: int = 1,
+    ) -> None:
+        """``rise`` good checks in a row restore a target, ``fall`` bad ones evict it. ``interval``
+        None: only evicted ones are looked at."""
         super().__init__(name="pyproxy-recovery", daemon=True)
         self._pool = pool
-        self._sleeping = sleeping
-        self._probe = probe
+        self._check = check
+        self._interval = interval
+        self._pause = min(sleeping, interval or sleeping)
+        self._rise, self._fall = rise, fall
         # Protects the fields below; notified when a target changes state, or at the end.
         self._changed = threading.Condition()
         self._stopping = False
-        self._probing: set[Target] = set()
+        self._checking: set[Target] = set()
+        # When each target is due, and whether it was evicted when that was planned.
+        self._due: dict[Target, tuple[float, bool]] = {}
+        self._soon = _SOONEST
+        self._nobody_since = math.inf  # or since the last round of probes
+        # Of each target: its results in a row, positive for good ones.
+        self._rows: Counter[Target] = Counter()
         pool.watch(self._notice)
 
     def _notice(self, target: Target, verb: str, reason: str) -> None:
         with self._changed:
+            self._rows.pop(target, None)
             self._changed.notify()
 
     def run(self) -> None:
-        soon = _SOONEST
-        while self._wait(min(soon, self._sleeping)):
-            nobody = not self._pool.live
-            for target in self._pool.evicted():
-                self._start_probe(target)
-            soon = min(soon * 2, _LATEST) if nobody else _SOONEST
-
-    def _wait(self, soon: float) -> bool:
-        """Until the next round of probes: ``sleeping`` after the first eviction, ``soon`` as long
-        as nobody is left. False when the thread is to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._pool.evicted())
-            if self._pool.live:
-                self._changed.wait_for(
-                    lambda: self._stopping or not self._pool.live, self._sleeping
-                )
-            if not self._pool.live:
-                self._changed.wait_for(lambda: self._stopping, soon)
-            return not self._stopping
-
-    def _start_probe(self, target: Target) -> None:
-        with self._changed:
-            if target in self._probing or len(self._probing) >= _MOST_PROBES or self._stopping:
+        while True:
+            due = self._wait()
+            if self._stopping:
                 return
-            self._probing.add(target)
-        name = f"pyproxy-probe-{target.host}:{target.port}"
-        threading.Thread(target=self._run_probe, args=(target,), name=name, daemon=True).start()
+            for target in due:
+                self._start_check(target)
 
-    def _run_probe(self, target: Target) -> None:
+    def _wait(self) -> list[Target]:
+        """Those whose check is due now; waits until there are some, or for the end."""
+        with self._changed:
+            while not self._stopping:
+                now = time.monotonic()
+                self._plan(now)
+                first = min((at for at, _ in self._due.values()), default=math.inf)
+                urgent = self._urgent(now)
+                if min(first, urgent) <= now:
+                    return self._take_due(now, urgent <= now)
+                left = min(first, urgent) - now
+                self._changed.wait(None if left == math.inf else left)
+        return []
+
+    def _plan(self, now: float) -> None:
+        """Keeps what is planned for targets that are as they were, and plans the others."""
+        old, self._due = self._due, {}
+        watched = [
+            one
+            for one in self._pool.targets
+            if one.state is State.EVICTED or (self._interval and one.state is not State.MAINTENANCE)
+        ]
+        for at, target in enumerate(watched):
+            planned = old.get(target)
+            if planned and planned[1] == target.evicted:
+                self._due[target] = planned
+            elif target.evicted or not self._interval:
+                self._due[target] = (now + self._pause, True)
+            else:
+                self._due[target] = (now + self._interval * (at + 1) / len(watched), False)
+
+    def _urgent(self, now: float) -> float:
+        """When all evicted ones are to be probed, since nobody is left."""
+        if self._pool.live or not self._due:
+            self._nobody_since, self._soon = math.inf, _SOONEST
+            return math.inf
+        self._nobody_since = min(self._nobody_since, now)
+        return self._nobody_since + min(self._soon, self._pause)
+
+    def _take_due(self, now: float, urgent: bool) -> list[Target]:
+        if urgent:
+            self._nobody_since = now
+            self._soon = min(self._soon * 2, _LATEST)
+        due = [one for one, (at, _) in self._due.items() if at <= now or (urgent and one.evicted)]
+        for target in due:
+            pause = self._pause if target.evicted else self._interval or self._pause
+            self._due[target] = (now + pause, target.evicted)
+        return due
+
+    def _start_check(self, target: Target) -> None:
+        with self._changed:
+            if target in self._checking or len(self._checking) >= _MOST_CHECKS or self._stopping:
+                return
+            self._checking.add(target)
+        name = f"pyproxy-check-{target.host}:{target.port}"
+        threading.Thread(target=self._run_check, args=(target,), name=name, daemon=True).start()
+
+    def _run_check(self, target: Target) -> None:
         try:
-            back = self._probe(target)
-        except ProbeFailed as failure:
-            log.debug("%s is still away: %s", target.url, failure)
-        else:
-            if not self._stopping and target.state is State.EVICTED:
-                self._pool.restore(target, back, time.monotonic())
+            self._judge(target, True, self._check(target))
+        except CheckFailed as failure:
+            self._judge(target, False, str(failure))
         finally:
             with self._changed:
-                self._probing.discard(target)
+                self._checking.discard(target)
+
+    def _judge(self, target: Target, good: bool, said: str) -> None:
+        log.debug("check of %s: %s", target.url, said)
+        with self._changed:
+            row = self._rows[target]
+            self._rows[target] = row = max(row, 0) + 1 if good else min(row, 0) - 1
+            if self._stopping:
+                return
+        if target.evicted and row >= self._rise:
+            self._pool.restore(target, said, time.monotonic())
+        elif not target.evicted and -row >= self._fall and self._interval:
+            self._pool.evict(target, f"check: {said}")
 
     def stop(self) -> None:
-        """Ends the thread. A probe that hangs ends by its own time-out, and restores nobody."""
+        """Ends the thread. A check that hangs ends by its own time-out, and changes nothing."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self.ident is not None:
             self.join()
-
-
-class ProbeFailed(Exception):
-    """A target is still away; the text says why."""
-
-
-class HTTPProbe:
-    """GET / with the patience of a real request; any status below 500 counts as back."""
-
-    def __init__(self, connect: float, read: float) -> None:
-        """Seconds to connect, and seconds of silence before the response."""
-        self._timeout = (connect, read)
-
-    def __call__(self, target: Target) -> str:
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy of this machine is not asked about its targets
-            try:
-                # Streamed: the head tells enough, and a body may never end.
-                with session.get(
-                    target.url,
-                    timeout=self._timeout,
-                    stream=True,
-                    allow_redirects=False,
-                    headers={"User-Agent": "pyproxy-recovery", "Connection": "close"},
-                ) as response:
-                    status = response.status_code
-            except (requests.RequestException, ValueError) as error:  # the latter: of the name
-                raise ProbeFailed(str(error)) from None
-        if status >= 500:
-            raise ProbeFailed(f"answered {status}")
-        return f"answered {status}"
