@@ -1,5 +1,6 @@
 """Proxy: settings in, a running proxy out. The one place where the parts are put together."""
 
+import functools
 import threading
 from types import TracebackType
 from typing import Any, Self
@@ -8,6 +9,7 @@ from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import ListenError
 from pyproxy.health.checks import check_as
+from pyproxy.health.discovery import Discovery
 from pyproxy.health.history import History
 from pyproxy.health.recovery import RecoveryThread
 from pyproxy.http.access_log import AccessLog
@@ -15,13 +17,16 @@ from pyproxy.http.connections import Connections
 from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.upstream import Upstreams
+from pyproxy.readers import url_of
 from pyproxy.settings import PoolSettings, Settings, TargetSettings, parse
 
 
-def _target(said: TargetSettings) -> Target:
+def _target(said: TargetSettings, address: str = "") -> Target:
+    """The target that the settings say; at one of the addresses, if it has several."""
     host, port = said.place
+    host = address or host
     return Target(
-        said.url,
+        url_of("http", host, port),
         host,
         port,
         weight=said.weight,
@@ -36,7 +41,7 @@ class Service:
 
     def __init__(self, settings: PoolSettings, history: History) -> None:
         self.pool = TargetPool(
-            [_target(one) for one in settings.targets],
+            [_target(one) for one in settings.targets if not one.dns],
             settings.max_fails,
             policy=settings.policy.make(),
             max_evicted=settings.max_evicted,
@@ -57,10 +62,26 @@ class Service:
             fall=health.fall,
         )
 
+        self._discoveries = [
+            Discovery(
+                self.pool,
+                *one.place,
+                settings.resolving,
+                functools.partial(_target, one),
+                self.upstreams.forget,
+            )
+            for one in settings.targets
+            if one.dns
+        ]
+
     def start(self) -> None:
+        for discovery in self._discoveries:
+            discovery.start()
         self._recovery.start()
 
     def stop(self) -> None:
+        for discovery in self._discoveries:
+            discovery.stop()
         self._recovery.stop()
         for upstream in self.upstreams.values():
             upstream.close_idle()
@@ -134,12 +155,12 @@ class Proxy:
         except ListenError:
             self._close()
             raise
+        self._service.start()
         for server in self._servers:
             name = f"pyproxy-listen-{server.server_port}"
             thread = threading.Thread(target=server.serve_forever, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
-        self._service.start()
 
     def stop(self, drain: float | None = None) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds

@@ -219,6 +219,7 @@ class PoolSettings:
         PolicyChoice("hash_ring"), "how a target is chosen: a name, or an object with it", policy
     )
     sleeping: float = option(10.0, "between two probes of an evicted target", duration, "seconds")
+    resolving: float = option(5.0, "between two look-ups of a dns:// target", duration, "seconds")
     max_fails: int = option(1, "failures in a row that evict a target", whole(1))
     max_evicted: float | None = option(
         None,

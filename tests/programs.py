@@ -131,13 +131,16 @@ class Program:
 
 @contextlib.contextmanager
 def program(
-    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *arguments: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Program]:
     """``python -m pyproxy …``, ended at the end of the block with all that it has started. ``env``
-    stands over this process's environment."""
+    stands over this process's environment; ``prefix`` is a command that runs it."""
     with heeding_interrupts():
         process = subprocess.Popen(
-            _command(arguments, ()),
+            _command(arguments, prefix),
             cwd=cwd or NOWHERE,
             env=environment(env),
             stdin=subprocess.PIPE,

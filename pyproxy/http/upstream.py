@@ -4,6 +4,7 @@ A connection is taken (``Upstream.take``), used by one thread, and given back or
 lie in a stack, so that the one used last, the least likely to be stale, is used next.
 """
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -45,6 +46,7 @@ class Upstream:
         # The one used last at the right. No lock: each step on it is a single call, and a deque's
         # calls are whole in every thread (a lock would cost a tenth of a request's Python).
         self._idle: deque[TargetConnection] = deque()
+        self._closed = False
 
     def take(self, careful: bool) -> "TargetConnection":
         """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
@@ -83,6 +85,9 @@ class Upstream:
         connection.idle_since = now = time.monotonic()
         idle = self._idle
         idle.append(connection)
+        if self._closed:
+            self.close_idle()
+            return
         try:
             if now - idle[0].idle_since < _LONGEST_IDLE:
                 return
@@ -95,8 +100,11 @@ class Upstream:
             oldest.close()
 
     def close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        """Closes those that are idle, and from now on each that is given back."""
+        self._closed = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
 
 class Upstreams(dict[Target, Upstream]):

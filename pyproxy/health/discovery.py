@@ -1,0 +1,91 @@
+"""Discovery: the addresses behind a name, looked up again as they change (``dns://`` targets)."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from pyproxy import net
+from pyproxy.balancing.pool import TargetPool
+from pyproxy.balancing.target import Target
+
+log = logging.getLogger(__name__)
+
+_FIRST = 1.0  # seconds that the start waits for the first answer
+
+
+class Discovery(threading.Thread):
+    """Keeps one target in the pool for each address behind a name.
+
+    Looks the name up every ``every`` seconds. A look-up that fails changes nothing, so that the
+    last answer stays; it is logged once, until one succeeds.
+    """
+
+    def __init__(
+        self,
+        pool: TargetPool,
+        name: str,
+        port: int,
+        every: float,
+        make: Callable[[str], Target],
+        forget: Callable[[Target], None],
+    ) -> None:
+        """``make`` makes the target of an address, ``forget`` is told of one that is gone."""
+        super().__init__(name=f"pyproxy-dns-{name}", daemon=True)
+        self._pool = pool
+        self._host, self._port = name, port
+        self._every = every
+        self._make, self._forget = make, forget
+        self._targets: dict[str, Target] = {}
+        self._failing = False
+        self._looked = threading.Event()
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Returns when the first answer is there, but doesn't wait long for it."""
+        super().start()
+        self._looked.wait(_FIRST)
+
+    def run(self) -> None:
+        while True:
+            self._look()
+            self._looked.set()
+            if self._stopping.wait(self._every):
+                return
+
+    def _look(self) -> None:
+        try:
+            found = socket.getaddrinfo(self._host, self._port, 0, socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            if not self._failing:
+                said = net.reason(error) if isinstance(error, OSError) else "no such name"
+                log.warning("can't look up %s, keeping %d targets: %s", self._host, len(self), said)
+            self._failing = True
+            return
+        if self._failing:
+            log.info("looking up %s succeeds again", self._host)
+        self._failing = False
+        if not self._stopping.is_set():
+            self._take({str(one[4][0]) for one in found})
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def _take(self, addresses: set[str]) -> None:
+        known = {one.url for one in self._pool.targets}
+        for address in sorted(addresses - self._targets.keys()):
+            target = self._make(address)
+            if target.url not in known:  # another name's, or said itself
+                self._targets[address] = target
+                self._pool.add(target, f"an address of {self._host}", time.monotonic())
+        for address in sorted(self._targets.keys() - addresses):
+            target = self._targets.pop(address)
+            self._pool.remove(target, f"no longer an address of {self._host}")
+            self._forget(target)
+
+    def stop(self) -> None:
+        """Ends the thread; one that hangs in a look-up ends with that."""
+        self._stopping.set()
+        if self.ident is not None:
+            self.join(2)

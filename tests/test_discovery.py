@@ -1,0 +1,99 @@
+"""dns:// targets: every address behind a name, as it changes."""
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.lab.target import HelloServer
+from tests.programs import Program, program
+from tests.support import eventually, get, lettered
+
+# The program sees a file of ours as /etc/hosts, which the system's look-up reads anew each time.
+OWN_HOSTS = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+BIND = 'mount --bind "$HOSTS" /etc/hosts && exec "$@"'
+
+
+@contextlib.contextmanager
+def hello(host: str, port: int, name: str) -> Iterator[HelloServer]:
+    with HelloServer(host, port, name) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Path:
+    file = tmp_path / "hosts"
+    file.write_text("127.0.0.1 localhost\n")
+    done = subprocess.run(
+        [*OWN_HOSTS, BIND, "sh", "true"], env={"HOSTS": str(file), "PATH": "/usr/bin:/bin"}
+    )
+    if done.returncode:
+        pytest.skip("needs unshare, and to be allowed a mount namespace")
+    return file
+
+
+def serving(hosts: Path, *targets: str) -> contextlib.AbstractContextManager[Program]:
+    return program(
+        *("--listen", "http://127.0.0.1:0", "--targets", ",".join(targets)),
+        *("--resolving", "0.1", "--sleeping", "0.2"),
+        prefix=[*OWN_HOSTS, BIND, "sh"],
+        env={"HOSTS": str(hosts)},
+    )
+
+
+def names(url: str) -> set[str]:
+    answers = [get(url) for _ in range(4)]
+    return {found.get("X-Target") or str(found.status) for found in answers}
+
+
+def test_targets_come_and_go_with_the_addresses_of_their_name(hosts: Path) -> None:
+    with (
+        hello("127.0.0.1", 0, "one") as one,
+        hello("127.0.0.2", one.server_port, "two"),
+        serving(hosts, f"dns://hello.test:{one.server_port}") as running,
+    ):
+        url = running.wait_for(r"listens on (\S+)")[1]
+        assert names(url) == {"503"}, "it starts though the name doesn't resolve yet"
+        running.wait_for("can't look up hello.test, keeping 0 targets: ")
+        with hosts.open("a") as file:
+            file.write("127.0.0.1 hello.test\n")
+        eventually(lambda: names(url) == {"one"})
+        with hosts.open("a") as file:
+            file.write("127.0.0.2 hello.test\n")
+        eventually(lambda: names(url) == {"one", "two"})
+        hosts.write_text("127.0.0.1 localhost\n")
+        running.wait_for("can't look up hello.test, keeping 2 targets: ")
+        assert names(url) == {"one", "two"}, "the last answer stays"
+        hosts.write_text("127.0.0.2 hello.test\n")
+        eventually(lambda: names(url) == {"two"})
+        assert running.stop() == 0
+
+
+def test_a_name_may_stand_beside_ordinary_targets() -> None:
+    with lettered("a") as a, lettered("b") as b:
+        port = b.url.rpartition(":")[2]
+        with Proxy(targets=[a.url, {"url": f"dns://localhost:{port}", "weight": 3}]) as proxy:
+            by_url = {target.url: target.weight for target in proxy.pool.targets}
+            assert (by_url[a.url], by_url[b.url]) == (1, 3)
+            assert {get(proxy.url).body for _ in range(20)} == {b"a", b"b"}
+
+
+def test_an_address_said_twice_is_one_target() -> None:
+    with lettered("a") as a:
+        port = a.url.rpartition(":")[2]
+        with Proxy(targets=[a.url, f"dns://localhost:{port}"]) as proxy:
+            urls = [target.url for target in proxy.pool.targets]
+            assert urls.count(a.url) == 1
+
+
+def test_a_name_that_never_resolves_ends_with_the_proxy() -> None:
+    with Proxy(targets=["dns://no-such-host.invalid:80"], resolving=60) as proxy:
+        assert get(proxy.url).status == 503
