@@ -52,16 +52,19 @@ def test_a_backup_serves_only_when_no_ordinary_target_is_left() -> None:
 
 def test_the_least_connections_see_what_is_under_way() -> None:
     slow = Gate(b"s")
-    with RawTarget(slow) as busy, lettered("b") as b:
-        with Proxy(targets=[busy.url, b.url], policy="least_connections") as proxy:
-            with client(proxy.url) as waiting:
-                waiting.send(GET)
-                slow.arrived.get(timeout=10)
-                assert bodies(proxy.url, 5) == "bbbbb"
-                slow.open.set()
-                assert waiting.read_message().body == b"s"
-            eventually(lambda: not any(one.in_flight for one in proxy.pool.targets))
-            assert set(bodies(proxy.url, 4)) == {"s", "b"}
+    with (
+        RawTarget(slow) as busy,
+        lettered("b") as b,
+        Proxy(targets=[busy.url, b.url], policy="least_connections") as proxy,
+    ):
+        with client(proxy.url) as waiting:
+            waiting.send(GET)
+            slow.arrived.get(timeout=10)
+            assert bodies(proxy.url, 5) == "bbbbb"
+            slow.open.set()
+            assert waiting.read_message().body == b"s"
+        eventually(lambda: not any(one.in_flight for one in proxy.pool.targets))
+        assert set(bodies(proxy.url, 4)) == {"s", "b"}
 
 
 @pytest.mark.parametrize("gone", ["client", "target"])
@@ -88,9 +91,11 @@ def test_what_breaks_is_no_longer_under_way(gone: str) -> None:
     ],
 )
 def test_the_same_key_goes_to_the_same_target(policy: dict[str, Any], line: str) -> None:
-    with letters("abc") as targets:
-        with Proxy(targets=[one.url for one in targets], policy=policy) as proxy:
-            served = {key: set(bodies(proxy.url, 3, line.format(key))) for key in range(20)}
+    with (
+        letters("abc") as targets,
+        Proxy(targets=[one.url for one in targets], policy=policy) as proxy,
+    ):
+        served = {key: set(bodies(proxy.url, 3, line.format(key))) for key in range(20)}
     assert all(len(letters) == 1 for letters in served.values())
     assert len(set.union(*served.values())) == 3
 
@@ -128,17 +133,21 @@ class Asker:
 
 def test_when_all_are_full_requests_wait_in_the_order_of_their_arrival() -> None:
     gate = Gate()
-    with RawTarget(gate) as target:
-        with Proxy(targets=[{"url": target.url, "max_connections": 1}]) as proxy:
-            askers = []
-            for at in range(5):
-                askers.append(Asker(proxy.url, f"/{at}"))
-                eventually(lambda: (proxy.pool.waiting(), len(target.requests)) == (at, 1))
-            gate.open.set()
-            assert [one.answer().status for one in askers] == [200] * 5
-            assert [one.start for one in target.requests] == [
-                b"GET /%d HTTP/1.1" % at for at in range(5)
-            ]
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[{"url": target.url, "max_connections": 1}]) as proxy,
+    ):
+        askers = []
+        for at in range(5):
+            askers.append(Asker(proxy.url, f"/{at}"))
+            eventually(
+                lambda: len(target.requests) == 1 and proxy.pool.waiting() == len(askers) - 1
+            )
+        gate.open.set()
+        assert [one.answer().status for one in askers] == [200] * 5
+        assert [one.start for one in target.requests] == [
+            b"GET /%d HTTP/1.1" % at for at in range(5)
+        ]
 
 
 def test_a_full_queue_and_a_wait_too_long_are_answered_with_503() -> None:
@@ -161,32 +170,36 @@ def test_a_full_queue_and_a_wait_too_long_are_answered_with_503() -> None:
 
 def test_a_client_that_leaves_the_queue_takes_no_place() -> None:
     gate = Gate()
-    with RawTarget(gate) as target:
-        with Proxy(targets=[{"url": target.url, "max_connections": 1}]) as proxy:
-            served = Asker(proxy.url)
-            gate.arrived.get(timeout=10)
-            with client(proxy.url) as wire:
-                wire.send(GET)
-                eventually(lambda: proxy.pool.waiting() == 1)
-            eventually(lambda: proxy.pool.waiting() == 0)
-            gate.open.set()
-            assert served.answer().status == 200
-            eventually(lambda: proxy.pool.targets[0].in_flight == 0)
-            assert len(target.requests) == 1
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[{"url": target.url, "max_connections": 1}]) as proxy,
+    ):
+        served = Asker(proxy.url)
+        gate.arrived.get(timeout=10)
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            eventually(lambda: proxy.pool.waiting() == 1)
+        eventually(lambda: proxy.pool.waiting() == 0)
+        gate.open.set()
+        assert served.answer().status == 200
+        eventually(lambda: proxy.pool.targets[0].in_flight == 0)
+        assert len(target.requests) == 1
 
 
 def test_those_who_wait_learn_that_nobody_is_left() -> None:
     gate = Gate()
-    with RawTarget(gate) as target:
-        with Proxy(targets=[{"url": target.url, "max_connections": 1}], sleeping=60) as proxy:
-            served = Asker(proxy.url)
-            gate.arrived.get(timeout=10)
-            waiting = Asker(proxy.url)
-            eventually(lambda: proxy.pool.waiting() == 1)
-            proxy.pool.want(proxy.pool.targets[0], State.MAINTENANCE, "by the test")
-            assert waiting.answer().body == b"All servers is off"
-            gate.open.set()
-            assert served.answer().status == 200, "what is under way is finished"
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[{"url": target.url, "max_connections": 1}], sleeping=60) as proxy,
+    ):
+        served = Asker(proxy.url)
+        gate.arrived.get(timeout=10)
+        waiting = Asker(proxy.url)
+        eventually(lambda: proxy.pool.waiting() == 1)
+        proxy.pool.want(proxy.pool.targets[0], State.MAINTENANCE, "by the test")
+        assert waiting.answer().body == b"All servers is off"
+        gate.open.set()
+        assert served.answer().status == 200, "what is under way is finished"
 
 
 def test_a_full_target_passes_its_requests_to_the_others() -> None:
@@ -231,12 +244,14 @@ def test_a_function_that_cannot_be_imported_is_told_at_the_start(tmp_path: Path)
 
 
 def test_states_decide_who_gets_requests() -> None:
-    with letters("ab") as targets:
-        with Proxy(targets=[one.url for one in targets], sleeping=0.05) as proxy:
-            pool = proxy.pool
-            a = pool.targets[0]
-            for state in (State.DRAINING, State.MAINTENANCE):
-                pool.want(a, state, "by the test")
-                assert bodies(proxy.url, 4) == "bbbb"
-                pool.want(a, State.LIVE, "by the test")
-                assert sorted(bodies(proxy.url, 4)) == [*"aabb"]
+    with (
+        letters("ab") as targets,
+        Proxy(targets=[one.url for one in targets], sleeping=0.05) as proxy,
+    ):
+        pool = proxy.pool
+        a = pool.targets[0]
+        for state in (State.DRAINING, State.MAINTENANCE):
+            pool.want(a, state, "by the test")
+            assert bodies(proxy.url, 4) == "bbbb"
+            pool.want(a, State.LIVE, "by the test")
+            assert sorted(bodies(proxy.url, 4)) == [*"aabb"]

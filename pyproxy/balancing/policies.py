@@ -403,14 +403,16 @@ class RendezvousHash(KeyPolicy):
 
     def __post_init__(self) -> None:
         self._key = _key(self.key)
-        self._seeds: dict[Target, int] = {}
+        self._lines: list[tuple[Target, int, int]] = []
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
-        self._seeds = {
-            one: int.from_bytes(hashlib.blake2b(one.url.encode(), digest_size=7).digest(), "big")
-            for one in live
-        }
+        # A hash function of its own for each: a line with a random slope (Dietzfelbinger, 1996).
+        self._lines = []
+        for target in live:
+            digest = hashlib.blake2b(target.url.encode(), digest_size=16).digest()
+            slope, offset = memoryview(digest).cast("Q")
+            self._lines.append((target, slope | 1, offset))
         self._weighted = len({one.weight for one in live}) > 1
 
     def key_of(self, request: Asked) -> int:
@@ -418,20 +420,21 @@ class RendezvousHash(KeyPolicy):
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         key = self.key_of(request)
-        seeds = self._seeds
-        best, highest = None, -math.inf
-        for target in self.rest(without):
-            # A tuple's hash mixes well, and is the same in every process for integers.
-            score: float = hash((key, seeds[target]))
+        best, highest = None, -1.0
+        for target, slope, offset in self._lines:
+            if target in without:
+                continue
+            score: float = (key * slope + offset) & _MASK
             if self._weighted:
-                score = -target.weight / math.log(((int(score) & _MASK) + 0.5) / (_MASK + 1))
-            if best is None or score > highest:
+                score = -target.weight / math.log((score + 1) / (_MASK + 2))
+            if score > highest:
                 best, highest = target, score
-        assert best
+        if best is None:
+            raise EmptyRing("no target is left")
         return best
 
 
-_MASK = 2**52 - 1
+_MASK = 2**64 - 1
 
 
 @dataclass(eq=False)
