@@ -1,11 +1,13 @@
 """Proxy: settings in, a running proxy out. The one place where the parts are put together."""
 
 import functools
+import secrets
 import threading
 from types import TracebackType
 from typing import Any, Self
 
 from pyproxy.balancing.pool import TargetPool
+from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import Target
 from pyproxy.errors import ListenError
 from pyproxy.health.checks import check_as
@@ -18,7 +20,7 @@ from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.upstream import Upstreams
 from pyproxy.readers import url_of
-from pyproxy.settings import PoolSettings, Settings, TargetSettings, parse
+from pyproxy.settings import PoolSettings, Settings, StickySettings, TargetSettings, parse
 
 
 def _target(said: TargetSettings, address: str = "") -> Target:
@@ -36,6 +38,18 @@ def _target(said: TargetSettings, address: str = "") -> Target:
     )
 
 
+def _sticky(said: StickySettings) -> Sticky | None:
+    if said.cookie is None:
+        return None
+    attributes = "; Path=/; HttpOnly; SameSite=Lax"
+    if said.max_age is not None:
+        attributes += f"; Max-Age={round(said.max_age)}"
+    if said.secure:
+        attributes += "; Secure"
+    secret = said.secret.encode() if said.secret else secrets.token_bytes(32)
+    return Sticky(said.cookie, secret, attributes)
+
+
 class Service:
     """A pool of targets with all that serves it: connections, forwarding, recovery."""
 
@@ -50,7 +64,12 @@ class Service:
         self.pool.watch(history.note)
         self.upstreams = Upstreams(settings.timeouts)
         self.forward = Forwarder(
-            self.pool, self.upstreams, settings.retry, settings.queue, settings.unavailable
+            self.pool,
+            self.upstreams,
+            settings.retry,
+            settings.queue,
+            settings.unavailable,
+            _sticky(settings.sticky),
         )
         health = settings.health
         self._recovery = RecoveryThread(

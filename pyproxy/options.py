@@ -23,10 +23,13 @@ class Option:
     help: str
     read: Callable[[Json], Any]
     unit: str = ""
+    secret: bool = False  # never shown
 
 
-def option(default: Any, help: str, read: Callable[[Json], Any], unit: str = "") -> Any:
-    return field(default=default, metadata={"option": Option(help, read, unit)})
+def option(
+    default: Any, help: str, read: Callable[[Json], Any], unit: str = "", *, secret: bool = False
+) -> Any:
+    return field(default=default, metadata={"option": Option(help, read, unit, secret)})
 
 
 def section(kind: Callable[[], Any]) -> Any:

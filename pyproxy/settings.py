@@ -7,6 +7,7 @@ with where it was said, its path and a remedy.
 import dataclasses
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,13 @@ def _targets(value: Json) -> tuple[TargetSettings, ...]:
     return found
 
 
+def _cookie_name(value: Json) -> str | None:
+    found = optional(text)(value)
+    if found is not None and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", found):
+        raise ValueError('expected a name like "SERVERID"')
+    return found
+
+
 @dataclass(frozen=True)
 class Health:
     interval: float | None = option(
@@ -144,6 +152,23 @@ class Health:
     tcp: bool = option(False, "only connect, ask for nothing", boolean)
     rise: int = option(1, "good checks in a row that restore a target", whole(1))
     fall: int = option(3, "bad checks in a row that evict a target", whole(1))
+
+
+@dataclass(frozen=True)
+class StickySettings:
+    cookie: str | None = option(
+        None, "the name of the cookie that binds a client to a target (null: none)", _cookie_name
+    )
+    secret: str | None = option(
+        None,
+        "what its value is made with (null: something new at each start)",
+        optional(text),
+        secret=True,
+    )
+    max_age: float | None = option(
+        None, "the cookie's life (null: until the browser is closed)", optional(duration), "seconds"
+    )
+    secure: bool = option(False, "the cookie is only for https", boolean)
 
 
 @dataclass(frozen=True)
@@ -228,6 +253,7 @@ class PoolSettings:
     )
     health: Health = section(Health)
     retry: Retry = section(Retry)
+    sticky: StickySettings = section(StickySettings)
     queue: Queue = section(Queue)
     timeouts: TargetTimeouts = section(TargetTimeouts)
     unavailable: Unavailable = section(Unavailable)
@@ -305,6 +331,12 @@ def load(
     return _finish(layers.stack(path, environment, command_line or {}, _SECTIONS), missing)
 
 
+def _shown(value: Any, field: "dataclasses.Field[Any]") -> Json:
+    found = getattr(value, field.name)
+    option = field.metadata.get("option")
+    return "(hidden)" if option and option.secret and found else plain(found)
+
+
 def plain(value: Any) -> Json:
     """Settings, or a part of them, as ``appsettings.json`` would say them."""
     if isinstance(value, Listen):
@@ -314,7 +346,7 @@ def plain(value: Any) -> Json:
     if isinstance(value, TargetSettings) and value == TargetSettings(value.url):
         return value.url
     if dataclasses.is_dataclass(value):
-        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {one.name: _shown(value, one) for one in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [plain(one) for one in value]
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):

@@ -123,7 +123,7 @@ class TargetPool:
         without: Collection[Target] = tried
         if full := [one for one in self._limited if one.full]:
             without = {*tried, *full}
-        if wish and self._may_serve(wish) and wish not in without:
+        if wish and wish not in without and not wish.full and self.may_serve(wish):
             return wish
         try:
             target = self.policy.choose(request, without, self._now)
@@ -137,8 +137,11 @@ class TargetPool:
             return self._slowly(target, request, without)
         return target
 
-    def _may_serve(self, wish: Target) -> bool:
-        return wish.state in (State.LIVE, State.DRAINING) and wish in self.targets and not wish.full
+    def may_serve(self, wish: Target) -> bool:
+        """Whether a request that wants this target can have it, if it isn't full."""
+        if wish.backup and self._backups:
+            return False  # ordinary ones serve
+        return wish.state in (State.LIVE, State.DRAINING) and wish in self.targets
 
     def _slowly(self, target: Target, request: Asked, without: Collection[Target]) -> Target:
         """``target`` for its growing share of the requests, for the others somebody else."""

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from pyproxy.balancing.policies import FunctionPolicy
 from pyproxy.balancing.pool import TargetPool
+from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import Target
 from pyproxy.errors import (
     AllBusy,
@@ -23,7 +24,7 @@ from pyproxy.errors import (
     StaleConnection,
     TargetError,
 )
-from pyproxy.http.message import Peer, ReplyHead, RequestFields, RequestLine
+from pyproxy.http.message import Peer, ReplyHead, RequestFields, RequestLine, without_cookie
 from pyproxy.http.upload import Upload
 from pyproxy.http.upstream import TargetConnection, Upstream, Upstreams
 from pyproxy.settings import Queue, Retry, Unavailable
@@ -139,12 +140,13 @@ class Reply:
     """A response head, what came behind it, and the connection with the rest. The target counts
     the request as under way until ``finish``."""
 
-    __slots__ = ("connection", "head", "pool", "rest")
+    __slots__ = ("connection", "extra", "head", "pool", "rest")
 
     def __init__(
         self, head: ReplyHead, rest: bytes, connection: TargetConnection, pool: TargetPool
     ) -> None:
         self.head = head
+        self.extra = b""  # lines that the proxy adds to the head
         self.rest = rest
         self.connection = connection
         self.pool = pool
@@ -169,6 +171,7 @@ class Forwarder:
         retry: Retry,
         queue: Queue,
         unavailable: Unavailable,
+        sticky: Sticky | None = None,
     ) -> None:
         self.pool = pool
         self.upstreams = upstreams
@@ -176,18 +179,34 @@ class Forwarder:
         self._queue = queue
         self._unavailable = unavailable
         self._statuses = frozenset(retry.statuses)
+        self._sticky = sticky
         self._wishes = isinstance(pool.policy, FunctionPolicy)
 
     def __call__(self, request: Request) -> Reply:
         """A reply with a final status. Raises ``NobodyLeft``, ``Overloaded``, ``TargetError``,
         ``ClientGone``, or ``HTTPError`` when the body turns out bad."""
+        if self._sticky:
+            return self._bind(request, self._sticky)
+        return self._forward(request)
+
+    def _bind(self, request: Request, sticky: Sticky) -> Reply:
+        """Asks the client's own target; gives it a cookie, if it has none that holds."""
+        own = sticky.find(request, self.pool.targets)
+        request.head = without_cookie(request.head, sticky.cookie.encode())
+        reply = self._forward(request, own)
+        target = request.target
+        if target and target is not own and not (own and self.pool.may_serve(own)):
+            reply.extra = sticky.lines(target)
+        return reply
+
+    def _forward(self, request: Request, own: Target | None = None) -> Reply:
         pool = self.pool
         tried: tuple[Target, ...] = ()
         failure: TargetError | None = None
         while True:
             request.started = time.monotonic()
             try:
-                target = self._pick(request, tried)
+                target = self._pick(request, tried, own)
             except EmptyRing:
                 if failure is None or not pool.live:
                     unavailable = self._unavailable
@@ -222,9 +241,10 @@ class Forwarder:
                 pool.succeeded(target)
             return reply
 
-    def _pick(self, request: Request, tried: tuple[Target, ...]) -> Target:
+    def _pick(self, request: Request, tried: tuple[Target, ...], wish: Target | None) -> Target:
         pool = self.pool
-        wish = pool.wish(request, tried, request.started) if self._wishes else None
+        if wish is None and self._wishes:
+            wish = pool.wish(request, tried, request.started)
         try:
             return pool.pick(request, tried, request.started, wish)
         except AllBusy:

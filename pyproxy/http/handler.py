@@ -336,6 +336,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         if (
             head.length == len(rest)
             and keep
+            and not reply.extra
             and request.line.minor
             and not (request.line.is_head or head.bodiless or request.upload)
         ):

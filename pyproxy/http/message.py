@@ -28,6 +28,7 @@ _HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::(\d{0,5}))?"
 )
 _DIGITS = re.compile(rb"\d{1,18}")
+_COOKIE_LINE = re.compile(rb"(?im)^(cookie:)(.*)\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _NOT_TEXT = re.compile(rb"[^\t\r\n -~\x80-\xff]")
 
@@ -233,6 +234,19 @@ class RequestFields:
 def _disguised(name: bytes) -> bool:
     """A name like ``Content_Length``, which WSGI and CGI can't tell from ours."""
     return b"_" in name and name.replace(b"_", b"-") in _OURS
+
+
+def without_cookie(head: bytes, cookie: bytes) -> bytes:
+    """A request head without the cookies of that name."""
+
+    def line_without(match: re.Match[bytes]) -> bytes:
+        pairs = match[2].strip(b" \t").split(b";")
+        kept = [pair for pair in pairs if pair.partition(b"=")[0].strip(b" \t") != cookie]
+        if len(kept) == len(pairs):
+            return match[0]
+        return b"%b %b\r\n" % (match[1], b";".join(kept).strip(b" \t")) if kept else b""
+
+    return _COOKIE_LINE.sub(line_without, head) if cookie in head else head
 
 
 def is_forwarded(name: bytes) -> bool:

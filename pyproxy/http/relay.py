@@ -50,7 +50,9 @@ def relay_response(client: "ProxyHandler", request: Request, reply: Reply) -> bo
     """
     head = reply.head
     if request.line.is_head or head.bodiless:
-        client.send(head.kept + connection_line(request.line.minor, client.keep) + b"\r\n")
+        client.send(
+            head.kept + reply.extra + connection_line(request.line.minor, client.keep) + b"\r\n"
+        )
         return not reply.rest
     if head.length is not None:
         return _relay_length(client, request, reply, head.length)
@@ -59,7 +61,7 @@ def relay_response(client: "ProxyHandler", request: Request, reply: Reply) -> bo
 
 def _relay_length(client: "ProxyHandler", request: Request, reply: Reply, length: int) -> bool:
     rest, connection = reply.rest, reply.connection
-    ending = connection_line(request.line.minor, client.keep)
+    ending = reply.extra + connection_line(request.line.minor, client.keep)
     client.size = min(len(rest), length)
     client.send(reply.head.kept + ending + b"\r\n" + rest[:length])
     left = length - len(rest)
@@ -88,7 +90,7 @@ def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> boo
     chunked = request.line.minor == 1
     if not chunked:
         client.keep = False
-    head = reply.head.kept + connection_line(request.line.minor, client.keep)
+    head = reply.head.kept + reply.extra + connection_line(request.line.minor, client.keep)
     head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
     data = reply.rest
     try:
