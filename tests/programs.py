@@ -130,17 +130,14 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(
-    *arguments: str,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+def command(
+    *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[Program]:
-    """``python -m pyproxy …``, ended at the end of the block with all that it has started. ``env``
-    stands over this process's environment; ``prefix`` is a command that runs it."""
+    """Any program, ended at the end of the block with all that it has started. ``env`` stands over
+    this process's environment."""
     with heeding_interrupts():
         process = subprocess.Popen(
-            _command(arguments, prefix),
+            words,
             cwd=cwd or NOWHERE,
             env=environment(env),
             stdin=subprocess.PIPE,
@@ -156,6 +153,16 @@ def program(
             yield running
         finally:
             running.clean_up()
+
+
+def program(
+    *arguments: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> contextlib.AbstractContextManager[Program]:
+    """The same with ``python -m pyproxy …``. ``prefix`` is a command that runs it."""
+    return command(*_command(arguments, prefix), cwd=cwd, env=env)
 
 
 def run(
