@@ -41,7 +41,12 @@ def test_the_readme_starts_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "README.ru.md", *(f"docs/{one.name}" for one in ROOT.glob("docs/*.md"))]
+    "page",
+    [
+        str(one.relative_to(ROOT))
+        for pattern in ("README*.md", "docs/*.md", "examples/*/README.md")
+        for one in sorted(ROOT.glob(pattern))
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", read(page)):
