@@ -6,7 +6,8 @@ from typing import BinaryIO
 
 @dataclass(slots=True)
 class FilePart:
-    """``length`` bytes of an open file from ``offset`` on. Whoever sends it closes the file."""
+    """``length`` bytes of an open file from ``offset`` on. Whoever sends it closes the file; in an
+    answer to HEAD, which is not sent, it is closed already."""
 
     file: BinaryIO
     offset: int
