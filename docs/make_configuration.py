@@ -12,14 +12,17 @@ from pathlib import Path
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, declared
-from pyproxy.settings import Settings, TargetSettings, plain
+from pyproxy.settings import PoolSettings, Route, Settings, TargetSettings, plain
 
 PAGE = Path(__file__).with_name("configuration.md")
 
 
 def table(kind: type) -> str:
     rows = ["| key | unit | default | what |", "| --- | --- | --- | --- |"]
+    inherited = declared(PoolSettings) if kind is Route else []
     for path, option, default in declared(kind):
+        if (path, option, default) in inherited:
+            continue
         shown = "" if default is REQUIRED else f"`{json.dumps(plain(default))}`"
         rows.append(f"| `{path}` | {option.unit} | {shown} | {option.help} |")
     return "\n".join(rows)
@@ -40,6 +43,7 @@ def policies() -> str:
 MADE = {
     "settings": lambda: table(Settings),
     "target": lambda: table(TargetSettings),
+    "route": lambda: table(Route),
     "policies": policies,
 }
 

@@ -14,13 +14,15 @@ from pyproxy.health.checks import check_as
 from pyproxy.health.discovery import Discovery
 from pyproxy.health.history import History
 from pyproxy.health.recovery import RecoveryThread
+from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
 from pyproxy.http.connections import Connections
 from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
+from pyproxy.http.static import Files
 from pyproxy.http.upstream import Upstreams
 from pyproxy.readers import url_of
-from pyproxy.settings import PoolSettings, Settings, StickySettings, TargetSettings, parse
+from pyproxy.settings import PoolSettings, Route, Settings, StickySettings, TargetSettings, parse
 
 
 def _target(said: TargetSettings, address: str = "") -> Target:
@@ -121,16 +123,43 @@ class Proxy:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
         self.settings = settings
         self.history = History()
-        self._service = Service(settings, self.history)
+        self._services: list[Service] = []
+        self._serve = self._built()
         self._connections = Connections(settings.limits.connections)
         self._access_log: AccessLog | None = None
         self._servers: list[ProxyServer] = []
         self._threads: list[threading.Thread] = []
 
+    def _built(self) -> routes.Service:
+        """What answers requests: the targets, or the routes before them."""
+        settings = self.settings
+        default = self._pool_service(settings) if settings.targets else routes.no_route
+        if not settings.routes:
+            return default
+        rules = [routes.Rule(one.host, one.path, self._route(one)) for one in settings.routes]
+        return routes.Router(rules, default)
+
+    def _route(self, said: Route) -> routes.Service:
+        if said.redirect:
+            return routes.redirect(said.redirect, said.redirect_status)
+        if said.files:
+            return routes.files_below(said.path, Files(said.files, said.index, said.expires))
+        return self._pool_service(said)
+
+    def _pool_service(self, said: PoolSettings) -> routes.Service:
+        service = Service(said, self.history)
+        self._services.append(service)
+        return service.forward
+
+    @property
+    def pools(self) -> list[TargetPool]:
+        """The targets at the top of the settings, if there are some, then each route's."""
+        return [service.pool for service in self._services]
+
     @property
     def pool(self) -> TargetPool:
-        """The targets that stand at the top of the settings."""
-        return self._service.pool
+        """The first of ``pools``."""
+        return self.pools[0]
 
     @property
     def urls(self) -> list[str]:
@@ -161,7 +190,7 @@ class Proxy:
                 self._servers.append(
                     ProxyServer(
                         listen,
-                        self._service.forward,
+                        self._serve,
                         connections=self._connections,
                         timeouts=settings.timeouts,
                         limits=settings.limits,
@@ -174,7 +203,8 @@ class Proxy:
         except ListenError:
             self._close()
             raise
-        self._service.start()
+        for service in self._services:
+            service.start()
         for server in self._servers:
             name = f"pyproxy-listen-{server.server_port}"
             thread = threading.Thread(target=server.serve_forever, name=name, daemon=True)
@@ -195,7 +225,8 @@ class Proxy:
         self._close()
 
     def _close(self) -> None:
-        self._service.stop()
+        for service in self._services:
+            service.stop()
         for server in self._servers:
             server.server_close()
         if self._access_log:

@@ -108,17 +108,25 @@ def serve(chosen: settings.Settings) -> None:
         proxy.start()
     except ListenError as error:
         raise Refused(error) from None
-    urls = [target.url for target in chosen.targets]
-    many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
     click.echo(
-        f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {many}"
-        f" ({chosen.policy.name}): {', '.join(urls)}",
+        f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {_served(chosen)}",
         err=True,
     )
+    for route in chosen.routes:
+        at = f"{route.host or '*'}{route.path}"
+        click.echo(f"  {at}: {route.redirect or route.files or _served(route)}", err=True)
     signals.get()
     click.echo("stopping: requests under way are finished (once more ends at once)", err=True)
     _in_background(_end_at_once, signals)
     proxy.stop()
+
+
+def _served(said: settings.PoolSettings) -> str:
+    if not said.targets:
+        return "routes only"
+    urls = [target.url for target in said.targets]
+    many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
+    return f"{many} ({said.policy.name}): {', '.join(urls)}"
 
 
 def catch_signals() -> "queue.SimpleQueue[int]":

@@ -11,7 +11,8 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from pyproxy.errors import ListenError
 
@@ -32,6 +33,8 @@ AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 # Linux: what getsockopt tells begins with the state of the connection.
 _TCP_INFO = socket.TCP_INFO if sys.platform.startswith("linux") else None
 _ESTABLISHED = b"\x01"
+
+_PIECE = 262144  # bytes
 
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux: the other side will send no more
 
@@ -165,6 +168,26 @@ def send_both(sock: socket.socket, head: bytes, body: bytes | memoryview) -> Non
         sent = len(head)
     if sent < len(head) + len(body):
         sock.sendall(memoryview(body)[sent - len(head) :])
+
+
+def send_file(
+    sock: socket.socket, head: bytes, file: BinaryIO, offset: int, length: int
+) -> Iterator[int]:
+    """Sends ``head``, then ``length`` bytes of ``file``; the number of bytes after each step, in
+    all fewer if the file is shorter. Raises ``OSError``."""
+    if not hasattr(os, "sendfile"):  # Windows
+        sock.sendall(head)
+        file.seek(offset)
+        while length and (data := file.read(min(length, _PIECE))):
+            sock.sendall(data)
+            length -= len(data)
+            yield len(data)
+        return
+    sock.sendall(head, getattr(socket, "MSG_MORE", 0))  # in one packet with the file's start
+    while length and (sent := os.sendfile(sock.fileno(), file.fileno(), offset, length)):
+        offset += sent
+        length -= sent
+        yield sent
 
 
 def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:

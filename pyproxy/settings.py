@@ -24,7 +24,9 @@ from pyproxy.readers import (
     address,
     boolean,
     duration,
+    items,
     list_of,
+    literal,
     network,
     number,
     optional,
@@ -233,6 +235,47 @@ def _path(value: Json) -> str:
     return found
 
 
+def _host(value: Json) -> str | None:
+    found = optional(text)(value)
+    if found is None:
+        return None
+    name = found.removeprefix("*.")
+    try:
+        _, host, _ = address(f"http://{name}", ("http",), "", 80)
+    except ValueError:
+        host = ""
+    if not host or host != name.lower().strip("[]"):
+        raise ValueError('expected a host like "example.com" or "*.example.com"')
+    return found.lower()
+
+
+def _folder(value: Json) -> str:
+    found = text(value)
+    if "\0" in found or not os.path.isdir(found):
+        raise ValueError(f'"{found}" is not a folder')
+    return found
+
+
+def _file_name(value: Json) -> str:
+    found = text(value)
+    if not re.fullmatch(r"(?!\.)[^/\\:~\0]+", found):
+        raise ValueError('expected a file name like "index.html"')
+    return found
+
+
+def _redirect_status(value: Json) -> int:
+    if (found := literal(value)) not in (301, 302, 303, 307, 308):
+        raise ValueError("expected 301, 302, 303, 307 or 308")
+    return int(found)
+
+
+def _location(value: Json) -> str:
+    found = text(value)
+    if not found.isascii() or not found.isprintable() or " " in found or not found:
+        raise ValueError('expected an address like "https://{host}{uri}"')
+    return found
+
+
 @dataclass(frozen=True)
 class PoolSettings:
     """Targets, and all that is said of how they serve."""
@@ -260,11 +303,51 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
+class Route(PoolSettings):
+    """Requests for a host and path, and what serves them: ``targets`` (with all that else is said
+    of a pool; what isn't said is as it is at the top), ``files`` or ``redirect``."""
+
+    host: str | None = option(
+        None, 'for this host, or "*.example.com" for all below (null: for any)', _host
+    )
+    path: str = option("/", "for this path and all below it", lambda value: _path(value))
+    files: str | None = option(None, "a folder whose files are served", optional(_folder))
+    index: str = option("index.html", "the file that stands for its folder", _file_name)
+    expires: float | None = option(
+        None, "how long a client needn't ask for a file again", optional(duration), "seconds"
+    )
+    redirect: str | None = option(
+        None,
+        "an address to send clients to; {host} and {uri} in it are those of the request",
+        optional(_location),
+    )
+    redirect_status: int = option(302, "301, 302, 303, 307 or 308", _redirect_status)
+
+
+def _route(value: Json) -> Route:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object")
+    found = read_object(Route, value)
+    if sum(map(bool, (found.targets, found.files, found.redirect))) != 1:
+        raise ValueError("a route has one of targets, files and redirect")
+    return found
+
+
+def _routes(value: Json) -> tuple[Route, ...]:
+    found = list_of(_route)(value)
+    refuse_duplicates([f"{one.host or ''}{one.path.rstrip('/')}/" for one in found])
+    return found
+
+
+@dataclass(frozen=True)
 class Settings(PoolSettings):
     """All of it. ``load`` makes one from files and layers, ``parse`` from a plain object."""
 
     listen: tuple[Listen, ...] = option(
         (Listen("127.0.0.1", 8000),), "where to listen: a URL, or a list of them", _listen
+    )
+    routes: tuple[Route, ...] = option(
+        (), "who else serves, by host and path: targets, files or redirects", _routes
     )
     timeouts: Timeouts = section(Timeouts)
     limits: Limits = section(Limits)
@@ -279,6 +362,8 @@ class Settings(PoolSettings):
     )
 
 
+_INHERITED = {one.name for one in dataclasses.fields(PoolSettings)} - {"targets"}
+_TARGET_TIMEOUTS = {one.name for one in dataclasses.fields(TargetTimeouts)}
 _SECTIONS = {one.name for one in dataclasses.fields(Settings) if "option" not in one.metadata}
 
 
@@ -291,17 +376,47 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     told = []
     settings = None
     try:
-        settings = read_object(Settings, found.data)
+        settings = read_object(Settings, {**found.data, "routes": _inheriting(found.data)})
     except ValueError as error:
         for below, said in parts(error):
             path = below.removeprefix(".")
-            told.append(f"{found.source(path)}: {path}: {said}")
-    if "targets" not in found.data:
+            if not _inherited(path, found.data):  # told already, where it is said
+                told.append(f"{found.source(path)}: {path}: {said}")
+    if "targets" not in found.data and "routes" not in found.data:
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
     if told or settings is None:
         raise SettingsError(told)
     return settings
+
+
+def _inheriting(data: Mapping[str, Json]) -> Json:
+    """The routes, each with what it doesn't say itself as it is said at the top."""
+    top = {key: data[key] for key in _INHERITED if key in data}
+    if isinstance(timeouts := top.get("timeouts"), dict):
+        top["timeouts"] = {key: timeouts[key] for key in _TARGET_TIMEOUTS if key in timeouts}
+    routes = []
+    for route in items(data.get("routes", [])):
+        if isinstance(route, dict):
+            both = _SECTIONS & route.keys() & top.keys()
+            merged = {
+                key: {**top[key], **route[key]}
+                for key in both
+                if isinstance(top[key], dict) and isinstance(route[key], dict)
+            }
+            route = {**top, **route, **merged}
+        routes.append(route)
+    return routes
+
+
+def _inherited(path: str, data: Mapping[str, Json]) -> bool:
+    """Whether a route's problem is that of the top's setting."""
+    match = re.match(r"routes\[(\d+)\]\.(\w+)(?:\.(\w+))?", path)
+    if not match or match[2] not in data:
+        return False
+    route = items(data["routes"])[int(match[1])]
+    said = route.get(match[2], {}) if isinstance(route, dict) else None
+    return match[2] not in route or (isinstance(said, dict) and match[3] not in said)
 
 
 def parse(data: Mapping[str, Json], source: str = "settings") -> Settings:

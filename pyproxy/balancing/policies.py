@@ -29,8 +29,6 @@ Targets = tuple[Target, ...]
 
 _GOLDEN = 0.6180339887498949  # its multiples spread over 0 … 1 as evenly as can be
 
-_GOLDEN = 0.6180339887498949  # its multiples spread over 0 … 1 as evenly as can be
-
 
 class Asked(Protocol):
     """What a policy may know of a request."""
@@ -49,7 +47,7 @@ class Asked(Protocol):
         """The client's."""
 
     def header(self, name: str) -> str | None:
-        """The first value of a field, its name in any case."""
+        """A field's value, its name in any case; of several lines, all."""
 
     def cookie(self, name: str) -> str | None: ...
 

@@ -1,7 +1,7 @@
 """Answer: what the proxy itself says to a request, instead of a target."""
 
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 
 @dataclass(slots=True)
@@ -24,6 +24,10 @@ class Answer:
     fields: list[tuple[str, str]] = field(default_factory=list)
     # For a status without a body (304, 204), which tells no length.
     bodiless: bool = False
+
+    @classmethod
+    def text(cls, status: int, text: str, *fields: tuple[str, str]) -> Self:
+        return cls(status, text.encode(), [*fields, ("Content-Type", "text/plain; charset=utf-8")])
 
     @property
     def length(self) -> int:

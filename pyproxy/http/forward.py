@@ -96,10 +96,20 @@ class Request:
         """Path and query, as they go to a target."""
         return self.line.path.decode("ascii")
 
+    @property
+    def host(self) -> str:
+        """In lower case, without the port; empty if the client named none."""
+        host = (self.line.authority or self.fields.host or b"").decode("ascii").lower()
+        if not host.startswith("["):
+            host = host.partition(":")[0]
+        return host.rstrip(".")
+
     def header(self, name: str) -> str | None:
-        """The first value of a field, its name in any case."""
-        value = self.fields.get(name.lower().encode("latin-1", "replace"))
-        return None if value is None else value.decode("latin-1")
+        """A field's value, its name in any case; of several lines, all (RFC 9110, 5.3)."""
+        wanted = name.lower().encode("latin-1", "replace")
+        values = [value for known, value, _ in self.fields.lines if known == wanted]
+        joined = b"; " if wanted == b"cookie" else b", "
+        return joined.join(values).decode("latin-1") if values else None
 
     def cookie(self, name: str) -> str | None:
         """RFC 6265, 4.2.1, as browsers send it."""

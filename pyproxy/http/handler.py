@@ -4,7 +4,7 @@ handle
   serve_request                 until the connection is to be closed
     read_head                   idle wait, then a whole head within `timeouts.header`
     read_body                   kept up to `retry.max_body`, else streamed (Upload)
-    server.forward(request)     the failover loop
+    server.service(request)     the failover loop, a file, or a redirect
     relay                       head and what came with it in one send, then the rest
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pyproxy import net
 from pyproxy.errors import ClientGone, HTTPError, TargetError
+from pyproxy.http.answer import Answer, FilePart
 from pyproxy.http.body import BodyReader
 from pyproxy.http.forward import Reply, Request
 from pyproxy.http.message import (
@@ -123,14 +124,18 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         try:
             if fields.length or fields.chunked:
                 self.read_body(request, fields)
-            reply = self.server.forward(request)
+            reply = self.server.service(request)
         except (TargetError, HTTPError) as error:
             log.info("answered %d to %s: %s", error.status, self.peer.address, error)
-            after = error.retry_after
-            extra = f"Retry-After: {after}\r\n" if after else ""
-            self.answer(request, error.status, str(error), extra)
+            answer = Answer.text(error.status, str(error))
+            if error.retry_after:
+                answer.fields.append(("Retry-After", str(error.retry_after)))
+            self.answer(request, answer)
         else:
-            self.relay(request, reply)
+            if isinstance(reply, Answer):
+                self.answer(request, reply)
+            else:
+                self.relay(request, reply)
         finally:
             if self.lent:
                 self.server.buffers.give_back(self.lent)
@@ -140,7 +145,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Answers what is not a request that can be served, and closes."""
         self.unread = True
         log.info("answered %d to %s: %s", error.status, self.peer.address, error)
-        self.answer(None, error.status, str(error))
+        self.answer(None, Answer.text(error.status, str(error)))
         if self.server.access_log:
             self.server.access_log.write(self.peer.address, self.start, error.status, self.size)
 
@@ -363,21 +368,37 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         if upload and upload.reader.done:
             self.buffer = upload.reader.rest
 
-    def answer(self, request: Request | None, status: int, text: str, extra: str = "") -> None:
+    def answer(self, request: Request | None, answer: Answer) -> None:
         """The proxy's own answer; to ``request``, or to something that isn't one."""
         self.keep = request is not None and self.stays_open(request)
-        body = text.encode()
-        is_head = request is not None and request.line.is_head
-        self.status, self.size = status, 0 if is_head else len(body)
         minor = request.line.minor if request else 1
-        head = (
-            f"HTTP/1.1 {status} {_phrase(status)}\r\n"
-            f"Date: {formatdate(usegmt=True)}\r\n"
-            "Content-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\n"
-            f"{extra}{connection_line(minor, self.keep).decode()}\r\n"
-        ).encode()
-        self.send(head if is_head else head + body)
+        lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
+        lines.append(f"Date: {formatdate(usegmt=True)}")
+        lines += [f"{name}: {value}" for name, value in answer.fields]
+        if not answer.bodiless:
+            lines.append(f"Content-Length: {answer.length}")
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + connection_line(minor, self.keep)
+        self.status, self.size = answer.status, 0
+        if answer.bodiless or (request is not None and request.line.is_head):
+            self.send(head + b"\r\n")
+        elif isinstance(answer.body, FilePart):
+            with answer.body.file:
+                self.send_file(head + b"\r\n", answer.body)
+        else:
+            self.send(head + b"\r\n" + answer.body)
+            self.size = len(answer.body)
+
+    def send_file(self, head: bytes, part: FilePart) -> None:
+        """A head and a part of a file, which the kernel copies by itself where it can."""
+        try:
+            for sent in net.send_file(self.request, head, part.file, part.offset, part.length):
+                self.size += sent
+        except OSError as error:
+            raise ClientGone(net.reason(error)) from None
+        if self.size < part.length:
+            log.warning("a file has become shorter while it was sent")
+            self.keep = False
+            self.broken = True
 
     def _linger(self) -> None:
         """Lets the client read the answer before the close of unread bytes resets it."""

@@ -18,17 +18,16 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
 from pyproxy import net
 from pyproxy.http.access_log import AccessLog
 from pyproxy.http.connections import Connections
-from pyproxy.http.forward import Reply, Request
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.message import Peer
 from pyproxy.http.relay import Buffers
+from pyproxy.http.routes import Service
 from pyproxy.readers import Network
 from pyproxy.settings import Limits, Listen, Retry, Timeouts
 
@@ -47,7 +46,7 @@ class ProxyServer(ThreadingHTTPServer):
     def __init__(
         self,
         listen: Listen,
-        forward: Callable[[Request], Reply],
+        service: Service,
         *,
         connections: Connections,
         timeouts: Timeouts,
@@ -58,7 +57,7 @@ class ProxyServer(ThreadingHTTPServer):
         cpu_affinity: bool = False,
     ) -> None:
         """Binds and listens. Raises ``ListenError``."""
-        self.forward = forward
+        self.service = service
         self.connections = connections
         self.timeouts = timeouts
         self.limits = limits

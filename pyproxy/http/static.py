@@ -83,7 +83,7 @@ class Files:
         """Answers a request for ``path``, still encoded, which starts with "/". A redirect passes
         ``query`` on. Raises ``HTTPError`` 400, 403, 404, 500 or 503."""
         if request.method not in ("GET", "HEAD"):
-            return _text(405, "only GET and HEAD are allowed here", ("Allow", "GET, HEAD"))
+            return Answer.text(405, "only GET and HEAD are allowed here", ("Allow", "GET, HEAD"))
         try:
             names = _names(path)
             if not names[-1]:
@@ -91,7 +91,7 @@ class Files:
             real = self._find(names)
             mode = os.lstat(real).st_mode
             if stat.S_ISDIR(mode) and not path.endswith("/"):
-                return _redirect(path, query)
+                return to_folder(path, query)
             if not stat.S_ISREG(mode):  # not even opened: a FIFO blocks, a device may do things
                 raise _not_found()
             file = io.FileIO(real, opener=_opener)
@@ -128,7 +128,7 @@ class Files:
         if status == 304:
             return Answer(304, fields=fields, bodiless=True)
         if status == 412:
-            return _text(412, "the file is not as the request demands")
+            return Answer.text(412, "the file is not as the request demands")
         fields.append(("Content-Type", type_))
         fields.append(("Last-Modified", formatdate(modified, usegmt=True)))
         fields.append(("Accept-Ranges", "bytes"))
@@ -139,7 +139,9 @@ class Files:
             return Answer(200, FilePart(file, 0, size) if size else b"", fields)
         offset, length = part
         if not length:
-            return _text(416, f"the file has {size} bytes", ("Content-Range", f"bytes */{size}"))
+            return Answer.text(
+                416, f"the file has {size} bytes", ("Content-Range", f"bytes */{size}")
+            )
         fields.append(("Content-Range", f"bytes {offset}-{offset + length - 1}/{size}"))
         return Answer(206, FilePart(file, offset, length), fields)
 
@@ -174,11 +176,7 @@ def _not_found() -> HTTPError:
     return HTTPError(404, "not found")
 
 
-def _text(status: int, text: str, *fields: tuple[str, str]) -> Answer:
-    return Answer(status, text.encode(), [*fields, ("Content-Type", "text/plain; charset=utf-8")])
-
-
-def _redirect(path: str, query: str) -> Answer:
+def to_folder(path: str, query: str) -> Answer:
     """To the same path with a slash. Only a part of that path is known here, so the location is
     relative to it; since it begins with "./" it can't name another host or a scheme."""
     if not _QUERY.fullmatch(query):
@@ -186,4 +184,4 @@ def _redirect(path: str, query: str) -> Answer:
     location = f"./{path.rpartition('/')[2]}/"
     if query:
         location += f"?{query}"
-    return _text(301, "this is a folder", ("Location", location))
+    return Answer.text(301, "this is a folder", ("Location", location))

@@ -1,0 +1,99 @@
+"""Routes: which service answers a request, by its host and path."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from pyproxy.errors import HTTPError
+from pyproxy.http.answer import Answer
+from pyproxy.http.forward import Reply, Request
+from pyproxy.http.static import Files, to_folder
+
+# What answers requests: a pool's Forwarder, a Router, or a function.
+Service = Callable[[Request], Reply | Answer]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Sends what matches to a service. ``host`` is a name, ``*.`` and a name for all below it, or
+    None for any; ``path`` is a prefix of whole segments."""
+
+    host: str | None
+    path: str
+    service: Service
+
+    @property
+    def segments(self) -> list[str]:
+        return _segments(self.path)
+
+
+class Router:
+    """A service that asks the rule that fits best: first by host (exact, then ``*.`` the longest
+    first, then any), then by path (the longest first). Without one: the default."""
+
+    def __init__(self, rules: list[Rule], default: Service) -> None:
+        self._default = default
+        # By host, the best first; of each, prefixes, the longest first.
+        self._by_host: dict[str | None, list[tuple[list[str], Service]]] = {}
+        for rule in sorted(rules, key=lambda rule: -len(rule.segments)):
+            self._by_host.setdefault(rule.host, []).append((rule.segments, rule.service))
+
+    def __call__(self, request: Request) -> Reply | Answer:
+        return self.find(request.host, request.uri.partition("?")[0])(request)
+
+    def find(self, host: str, path: str) -> Service:
+        """``host`` without a port; ``path`` as it came."""
+        segments = _segments(path)
+        for name in (host, *_wildcards(host), None):
+            for prefix, service in self._by_host.get(name, ()):
+                if segments[: len(prefix)] == prefix:
+                    return service
+        return self._default
+
+
+def _wildcards(host: str) -> list[str]:
+    """``a.b.c`` -> ``*.b.c``, ``*.c``"""
+    labels = host.split(".")
+    return [f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))]
+
+
+def _segments(path: str) -> list[str]:
+    """What a target may take the path for: decoded, without empty and dot segments (RFC 3986,
+    5.2.4). Only for the choice; the path goes on as it came."""
+    kept: list[str] = []
+    for segment in unquote(path).split("/"):
+        if segment == "..":
+            del kept[-1:]
+        elif segment not in ("", "."):
+            kept.append(segment)
+    return kept
+
+
+def no_route(request: Request) -> Answer:
+    """The service where nothing else is said."""
+    raise HTTPError(404, "nothing is served here")
+
+
+def files_below(prefix: str, files: Files) -> Service:
+    """``files`` under the path ``prefix``."""
+    depth = len(_segments(prefix))
+
+    def serve(request: Request) -> Answer:
+        path, _, query = request.uri.partition("?")
+        rest = path.split("/")[1 + depth :]
+        if not rest:
+            return to_folder(path, query)
+        return files(request, f"/{'/'.join(rest)}", query)
+
+    return serve
+
+
+def redirect(location: str, status: int) -> Service:
+    """Sends the client to ``location``, in which ``{host}`` and ``{uri}`` (path and query) are
+    those of the request."""
+
+    def serve(request: Request) -> Answer:
+        to = location.replace("{host}", request.host).replace("{uri}", request.uri)
+        return Answer.text(status, f"it is at {to}", ("Location", to))
+
+    return serve
