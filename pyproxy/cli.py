@@ -87,6 +87,8 @@ def main(context: click.Context, /, config: Path | None, **given: str | None) ->
     variables (PYPROXY_SLEEPING=5, PYPROXY_TIMEOUTS__READ=5) stand over the file, the options below
     over both.
     """
+    if "" not in sys.path and os.getcwd() not in sys.path:  # as with `python -m`, for policies
+        sys.path.insert(0, os.getcwd())
     if context.invoked_subcommand is None:
         serve(load_settings(config, given))
     elif config or any(value is not None for value in given.values()):

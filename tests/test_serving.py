@@ -233,6 +233,14 @@ def test_a_function_of_the_users_chooses(tmp_path: Path, monkeypatch: pytest.Mon
             assert get(proxy.url, "/").body == b"a", "a retry asks it too, without the dead one"
 
 
+def test_in_python_the_function_itself_can_be_the_policy() -> None:
+    with (
+        letters("ab") as targets,
+        Proxy(targets=[one.url for one in targets], policy=lambda _, live: live[-1]) as proxy,
+    ):
+        assert bodies(proxy.url, 3) == "bbb"
+
+
 def test_a_function_that_cannot_be_imported_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
     done = run("check", "--targets", "8001", "--policy", "broken:choose", cwd=tmp_path)

@@ -548,10 +548,13 @@ class PolicyChoice:
 
 
 def policy(value: Json) -> PolicyChoice:
-    """Reads the setting: a name, an object with ``name`` and options, or ``module:function``."""
+    """Reads the setting: a name, an object with ``name`` and options, or ``module:function`` (in
+    Python also the function itself)."""
     value = literal(value)
     if isinstance(value, PolicyChoice):
         return value
+    if callable(value):
+        return PolicyChoice(f"{value.__module__}:{value.__qualname__}", (), value)
     data = dict(value) if isinstance(value, dict) else {"name": value}
     name = data.pop("name", None)
     if not isinstance(name, str):
