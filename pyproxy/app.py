@@ -2,14 +2,16 @@
 
 import functools
 import secrets
+import ssl
 import threading
 from types import TracebackType
 from typing import Any, Self
 
+from pyproxy import tls
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import Target
-from pyproxy.errors import ListenError
+from pyproxy.errors import ListenError, SettingsError
 from pyproxy.health.checks import check_as
 from pyproxy.health.discovery import Discovery
 from pyproxy.health.history import History
@@ -22,7 +24,16 @@ from pyproxy.http.server import ProxyServer
 from pyproxy.http.static import Files
 from pyproxy.http.upstream import Upstreams
 from pyproxy.readers import url_of
-from pyproxy.settings import PoolSettings, Route, Settings, StickySettings, TargetSettings, parse
+from pyproxy.settings import (
+    TLS,
+    Listen,
+    PoolSettings,
+    Route,
+    Settings,
+    StickySettings,
+    TargetSettings,
+    parse,
+)
 
 
 def _target(said: TargetSettings, address: str = "") -> Target:
@@ -30,7 +41,7 @@ def _target(said: TargetSettings, address: str = "") -> Target:
     host, port = said.place
     host = address or host
     return Target(
-        url_of("http", host, port),
+        url_of(said.scheme, host, port),
         host,
         port,
         weight=said.weight,
@@ -38,6 +49,30 @@ def _target(said: TargetSettings, address: str = "") -> Target:
         max_connections=said.max_connections,
         slow_start=said.slow_start or 0.0,
     )
+
+
+def _client_context(said: PoolSettings) -> ssl.SSLContext | None:
+    if not any(one.scheme == "https" for one in said.targets):
+        return None
+    own = said.target_tls
+    try:
+        return tls.client_context(
+            verify=own.verify, ca=own.ca, certificate=own.certificate, key=own.key
+        )
+    except ValueError as error:
+        raise SettingsError([f"target_tls: {error}"]) from None
+
+
+def _server_tls(said: TLS) -> tls.ServerTLS:
+    try:
+        return tls.ServerTLS(
+            said.pairs,
+            min_version=said.min_version,
+            ciphers=said.ciphers,
+            client_ca=said.client_ca,
+        )
+    except ValueError as error:
+        raise SettingsError([f"tls: {error}"]) from None
 
 
 def _sticky(said: StickySettings) -> Sticky | None:
@@ -64,7 +99,8 @@ class Service:
             queue_size=settings.queue.size,
         )
         self.pool.watch(history.note)
-        self.upstreams = Upstreams(settings.timeouts)
+        context = _client_context(settings)
+        self.upstreams = Upstreams(settings.timeouts, context)
         self.forward = Forwarder(
             self.pool,
             self.upstreams,
@@ -76,7 +112,7 @@ class Service:
         health = settings.health
         self._recovery = RecoveryThread(
             self.pool,
-            check_as(health),
+            check_as(health, context),
             settings.sleeping,
             interval=health.interval,
             rise=health.rise,
@@ -123,6 +159,8 @@ class Proxy:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
         self.settings = settings
         self.history = History()
+        secure = any(one.secure for one in settings.listen)
+        self._tls = _server_tls(settings.tls) if secure else None
         self._services: list[Service] = []
         self._serve = self._built()
         self._connections = Connections(settings.limits.connections)
@@ -150,6 +188,11 @@ class Proxy:
         service = Service(said, self.history)
         self._services.append(service)
         return service.forward
+
+    def _to_https(self, listen: Listen) -> routes.Service:
+        port = next(one.server_port for one in self._servers if one.tls)
+        host = "{host}" if port == 443 else f"{{host}}:{port}"
+        return routes.redirect(f"https://{host}{{uri}}", listen.redirect_status)
 
     @property
     def pools(self) -> list[TargetPool]:
@@ -186,11 +229,12 @@ class Proxy:
                 said = (error.strerror or str(error)).lower()
                 raise ListenError(f"access_log: {settings.access_log}: {said}") from None
         try:
-            for listen in settings.listen:
+            # Those that redirect come last: they tell the port of the others.
+            for listen in sorted(settings.listen, key=lambda one: bool(one.redirect)):
                 self._servers.append(
                     ProxyServer(
                         listen,
-                        self._serve,
+                        self._to_https(listen) if listen.redirect else self._serve,
                         connections=self._connections,
                         timeouts=settings.timeouts,
                         limits=settings.limits,
@@ -198,6 +242,7 @@ class Proxy:
                         trusted=settings.trusted_proxies,
                         access_log=self._access_log,
                         cpu_affinity=settings.cpu_affinity,
+                        tls=self._tls if listen.secure else None,
                     )
                 )
         except ListenError:

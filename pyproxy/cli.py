@@ -97,6 +97,13 @@ def main(context: click.Context, /, config: Path | None, **given: str | None) ->
         )
 
 
+def build(chosen: settings.Settings) -> Proxy:
+    try:
+        return Proxy(chosen)
+    except SettingsError as error:
+        raise BadSettings(error) from None
+
+
 def serve(chosen: settings.Settings) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
@@ -105,7 +112,7 @@ def serve(chosen: settings.Settings) -> None:
     logging.getLogger("pyproxy.http.handler").setLevel(logging.WARNING)
     _raise_file_limit(chosen.limits.connections)
     signals = catch_signals()
-    proxy = Proxy(chosen)
+    proxy = build(chosen)
     try:
         proxy.start()
     except ListenError as error:
@@ -172,9 +179,9 @@ def _raise_file_limit(connections: int) -> None:
 @setting_options
 def check(config: Path | None, **given: str | None) -> None:
     """Check the settings, and print those that are in effect."""
-    click.echo(
-        json.dumps(settings.plain(load_settings(config, given)), indent=2, ensure_ascii=False)
-    )
+    chosen = load_settings(config, given)
+    build(chosen)  # certificates are read, too
+    click.echo(json.dumps(settings.plain(chosen), indent=2, ensure_ascii=False))
 
 
 @main.command()
@@ -211,6 +218,23 @@ def target(host: str, port: int, name: str | None, until_eof: bool) -> None:
 def _signal_at_eof(signals: "queue.SimpleQueue[int]") -> None:
     sys.stdin.buffer.read()
     signals.put(0)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--certificate", default="cert.pem", show_default=True, type=click.Path(path_type=Path)
+)
+@click.option("--key", default="key.pem", show_default=True, type=click.Path(path_type=Path))
+def certificate(names: tuple[str, ...], certificate: Path, key: Path) -> None:
+    """Make a self-signed certificate for NAMES (like localhost), to try https with."""
+    from pyproxy.lab.certificate import make_certificate
+
+    try:
+        make_certificate(list(names), certificate, key)
+    except PyproxyError as error:
+        raise Refused(error) from None
+    click.echo(f"{certificate} and {key} are for {', '.join(names)}: browsers will warn of them")
 
 
 SECONDS = click.FloatRange(0, min_open=True)

@@ -8,11 +8,12 @@ import os
 import random
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, overload
 
 from pyproxy.errors import ListenError
 
@@ -39,6 +40,23 @@ _PIECE = 262144  # bytes
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux: the other side will send no more
 
 
+class Socket(Protocol):
+    """A connected socket, or TLS on one (``tls.TLSSocket``)."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes: ...
+    def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int: ...
+    def sendall(self, data: bytes | memoryview, flags: int = 0, /) -> None: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+    def setsockopt(self, level: int, name: int, value: int | bytes, /) -> None: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    @overload
+    def getsockopt(self, level: int, name: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
+
+
 def stay_on_one_processor() -> None:
     """The calling thread, and those it starts, run on one processor from now on: the interpreter's
     lock lets only one of them run anyway, and a thread that lets go of the lock then doesn't wake
@@ -57,10 +75,14 @@ def exhausted(error: OSError) -> bool:
 
 def reason(error: OSError) -> str:
     """What went wrong, in the system's own words, in lower case."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"tls: {(error.reason or 'failed').replace('_', ' ').lower()}"
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
-def set_receive_timeout(sock: socket.socket, seconds: float) -> None:
+def set_receive_timeout(sock: Socket, seconds: float) -> None:
     """From now on a receive that gets nothing for ``seconds`` raises one of ``TIMED_OUT``."""
     if KERNEL_TIMEOUTS:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
@@ -68,7 +90,7 @@ def set_receive_timeout(sock: socket.socket, seconds: float) -> None:
         sock.settimeout(seconds)
 
 
-def set_send_timeout(sock: socket.socket, seconds: float) -> None:
+def set_send_timeout(sock: Socket, seconds: float) -> None:
     """From now on a send that moves nothing for ``seconds`` raises one of ``TIMED_OUT``."""
     if KERNEL_TIMEOUTS:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
@@ -80,7 +102,7 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("@ll", micro // 1_000_000, micro % 1_000_000)
 
 
-def no_delay(sock: socket.socket) -> None:
+def no_delay(sock: Socket) -> None:
     """Without it, Nagle's algorithm and delayed ACKs cost 40 ms a request."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -130,7 +152,7 @@ def listen_error(host: str, port: int, error: OSError) -> ListenError:
     return ListenError(f"can't listen on {host}:{port}: {reason(error)}{remedy}")
 
 
-def readable(sock: socket.socket, seconds: float = 0) -> bool:
+def readable(sock: Socket, seconds: float = 0) -> bool:
     """Waits up to ``seconds`` for bytes, an end or an error to receive."""
     if not hasattr(select, "poll"):  # Windows
         return bool(select.select([sock], [], [], seconds)[0])
@@ -139,7 +161,7 @@ def readable(sock: socket.socket, seconds: float = 0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-def ended(sock: socket.socket) -> bool:
+def ended(sock: Socket) -> bool:
     """Whether the other side has closed or reset the connection. Half the price of ``readable``
     among busy threads, since nothing waits here, but blind for bytes that nobody asked for."""
     if _TCP_INFO is None:
@@ -147,7 +169,7 @@ def ended(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) != _ESTABLISHED
 
 
-def hung_up(sock: socket.socket) -> bool:
+def hung_up(sock: Socket) -> bool:
     """Whether the other side has ended or reset the connection, without receiving from it. Where
     the system can't tell (Windows), False."""
     if not hasattr(select, "poll"):
@@ -157,10 +179,10 @@ def hung_up(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def send_both(sock: socket.socket, head: bytes, body: bytes | memoryview) -> None:
+def send_both(sock: Socket, head: bytes, body: bytes | memoryview) -> None:
     """Sends both in one call, without a copy of them joined. Raises ``OSError``."""
-    if not hasattr(sock, "sendmsg"):  # Windows
-        sock.sendall(head + body)
+    if not isinstance(sock, socket.socket) or not hasattr(sock, "sendmsg"):  # TLS, or Windows
+        sock.sendall(b"".join((head, body)))
         return
     sent = sock.sendmsg((head, body))
     if sent < len(head):
@@ -170,12 +192,10 @@ def send_both(sock: socket.socket, head: bytes, body: bytes | memoryview) -> Non
         sock.sendall(memoryview(body)[sent - len(head) :])
 
 
-def send_file(
-    sock: socket.socket, head: bytes, file: BinaryIO, offset: int, length: int
-) -> Iterator[int]:
+def send_file(sock: Socket, head: bytes, file: BinaryIO, offset: int, length: int) -> Iterator[int]:
     """Sends ``head``, then ``length`` bytes of ``file``; the number of bytes after each step, in
     all fewer if the file is shorter. Raises ``OSError``."""
-    if not hasattr(os, "sendfile"):  # Windows
+    if not isinstance(sock, socket.socket) or not hasattr(os, "sendfile"):  # TLS, or Windows
         sock.sendall(head)
         file.seek(offset)
         while length and (data := file.read(min(length, _PIECE))):
@@ -190,13 +210,13 @@ def send_file(
         yield sent
 
 
-def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+def shut(sock: Socket, how: int = socket.SHUT_RDWR) -> None:
     """Ends one or both directions at once, waking a thread that waits in it."""
     with contextlib.suppress(OSError):
         sock.shutdown(how)
 
 
-def reset_on_close(sock: socket.socket) -> None:
+def reset_on_close(sock: Socket) -> None:
     """Makes ``close`` send a reset, which nobody can take for the end of a body."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))

@@ -194,15 +194,14 @@ def address(
         host, port = split.hostname, split.port
     except ValueError as error:
         raise ValueError(f"{example}: {str(error).lower()}") from None
-    if split.scheme == "https":
-        raise ValueError('https is not supported yet: expected a URL that starts with "http://"')
     if split.scheme not in schemes or not split.netloc:
         raise ValueError(f'{example}, not "{url}"')
     if not host or not _HOST.fullmatch(host) or len(host) > 253:
         raise ValueError(f'{example}: "{url}" has no valid host')
     if split.username is not None or split.path not in ("", "/") or split.query or split.fragment:
         raise ValueError(f'{example}: nothing may follow the port in "{url}"')
-    port = default_port if port is None else port
+    if port is None:
+        port = 443 if split.scheme == "https" else default_port
     if port is None:
         raise ValueError(f'"{url}" needs a port')
     return split.scheme, host.lower(), port

@@ -29,6 +29,7 @@ from pyproxy.readers import (
     literal,
     network,
     number,
+    one_of,
     optional,
     parts,
     refuse_duplicates,
@@ -41,38 +42,47 @@ from pyproxy.readers import (
 
 @dataclass(frozen=True)
 class Listen:
-    """An address to listen on; port 0 lets the system choose."""
+    """An address to listen on; port 0 lets the system choose. A text or a port stands for an
+    object with that ``url``."""
 
-    host: str
-    port: int
+    url: str = option(REQUIRED, "where to listen", lambda value: _listen_url(value))
+    redirect: str | None = option(
+        None, '"https": send clients to the same address there', optional(one_of("https"))
+    )
+    redirect_status: int = option(302, "301, 302, 303, 307 or 308", lambda value: _status(value))
 
     @property
-    def url(self) -> str:
-        return url_of("http", self.host, self.port)
+    def place(self) -> tuple[str, str, int]:
+        """Scheme, host and port."""
+        return address(self.url, ("http", "https"), "127.0.0.1", 80)
+
+    @property
+    def secure(self) -> bool:
+        return self.url.startswith("https:")
 
 
-@dataclass(frozen=True)
-class _ListenObject:
-    url: Listen = option(REQUIRED, "where to listen", lambda value: _listen_at(value))
+def _listen_url(value: Json) -> str:
+    return url_of(*address(value, ("http", "https"), "127.0.0.1", 80))
 
 
-def _listen_at(value: Json) -> Listen:
-    _, host, port = address(value, ("http",), "127.0.0.1", 80)
-    return Listen(host, port)
+def _status(value: Json) -> int:
+    if (found := literal(value)) not in (301, 302, 303, 307, 308):
+        raise ValueError("expected 301, 302, 303, 307 or 308")
+    return int(found)
 
 
 def _listen(value: Json) -> tuple[Listen, ...]:
     def read(one: Json) -> Listen:
-        return read_object(_ListenObject, one).url if isinstance(one, dict) else _listen_at(one)
+        return read_object(Listen, one) if isinstance(one, dict) else Listen(_listen_url(one))
 
     found = list_of(read)(value)
     if not found:
         raise ValueError('expected an address to listen on, like "http://127.0.0.1:8000"')
-    refuse_duplicates([one.url if one.port else "" for one in found])
+    refuse_duplicates([one.url if one.place[2] else "" for one in found])
     return found
 
 
-TARGET_SCHEMES = ("http", "dns")
+TARGET_SCHEMES = ("http", "https", "dns")
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,10 @@ class TargetSettings:
         """Host and port."""
         _, host, port = address(self.url, TARGET_SCHEMES, "localhost", 80)
         return host, port
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.url.startswith("https:") else "http"
 
 
 def _target_url(value: Json) -> str:
@@ -171,6 +185,55 @@ class StickySettings:
         None, "the cookie's life (null: until the browser is closed)", optional(duration), "seconds"
     )
     secure: bool = option(False, "the cookie is only for https", boolean)
+
+
+@dataclass(frozen=True)
+class TargetTLS:
+    verify: bool = option(True, "refuse a target whose certificate isn't good", boolean)
+    ca: str | None = option(
+        None, "a file of the authorities to trust (null: the system's)", optional(text)
+    )
+    certificate: str | None = option(
+        None, "a file with the certificate to show to targets that ask", optional(text)
+    )
+    key: str | None = option(None, "a file with its key (null: in the same file)", optional(text))
+
+
+@dataclass(frozen=True)
+class CertificatePair:
+    """One of several certificates, chosen by the name that a client asks for."""
+
+    certificate: str = option(REQUIRED, "a file in PEM, its chain included", text)
+    key: str = option(REQUIRED, "a file in PEM", text)
+
+
+def _pair(value: Json) -> CertificatePair:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object with certificate and key")
+    return read_object(CertificatePair, value)
+
+
+@dataclass(frozen=True)
+class TLS:
+    certificate: str | None = option(
+        None, "a file with the certificate of https addresses, its chain included", optional(text)
+    )
+    key: str | None = option(None, "a file with its key (null: in the same file)", optional(text))
+    certificates: tuple[CertificatePair, ...] = option(
+        (), "more of them, chosen by the name a client asks for", list_of(_pair)
+    )
+    min_version: str = option("1.2", "the oldest TLS that is spoken", one_of("1.2", "1.3"))
+    ciphers: str | None = option(
+        None, "those of TLS 1.2, as OpenSSL lists them (null: Python's choice)", optional(text)
+    )
+    client_ca: str | None = option(
+        None, "a file of authorities: clients need a certificate of theirs", optional(text)
+    )
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        own = [(self.certificate, self.key or self.certificate)] if self.certificate else []
+        return own + [(one.certificate, one.key) for one in self.certificates]
 
 
 @dataclass(frozen=True)
@@ -263,12 +326,6 @@ def _file_name(value: Json) -> str:
     return found
 
 
-def _redirect_status(value: Json) -> int:
-    if (found := literal(value)) not in (301, 302, 303, 307, 308):
-        raise ValueError("expected 301, 302, 303, 307 or 308")
-    return int(found)
-
-
 def _location(value: Json) -> str:
     found = text(value)
     if not found.isascii() or not found.isprintable() or " " in found or not found:
@@ -299,6 +356,7 @@ class PoolSettings:
     sticky: StickySettings = section(StickySettings)
     queue: Queue = section(Queue)
     timeouts: TargetTimeouts = section(TargetTimeouts)
+    target_tls: TargetTLS = section(TargetTLS)
     unavailable: Unavailable = section(Unavailable)
 
 
@@ -321,7 +379,7 @@ class Route(PoolSettings):
         "an address to send clients to; {host} and {uri} in it are those of the request",
         optional(_location),
     )
-    redirect_status: int = option(302, "301, 302, 303, 307 or 308", _redirect_status)
+    redirect_status: int = option(302, "301, 302, 303, 307 or 308", _status)
 
 
 def _route(value: Json) -> Route:
@@ -344,12 +402,13 @@ class Settings(PoolSettings):
     """All of it. ``load`` makes one from files and layers, ``parse`` from a plain object."""
 
     listen: tuple[Listen, ...] = option(
-        (Listen("127.0.0.1", 8000),), "where to listen: a URL, or a list of them", _listen
+        (Listen("http://127.0.0.1:8000"),), "where to listen: a URL, or a list of them", _listen
     )
     routes: tuple[Route, ...] = option(
         (), "who else serves, by host and path: targets, files or redirects", _routes
     )
     timeouts: Timeouts = section(Timeouts)
+    tls: TLS = section(TLS)
     limits: Limits = section(Limits)
     trusted_proxies: tuple[Network, ...] = option(
         (), "proxies whose X-Forwarded-For and Forwarded are believed", list_of(network)
@@ -385,6 +444,12 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     if "targets" not in found.data and "routes" not in found.data:
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
+    if settings and any(one.secure for one in settings.listen) and not settings.tls.pairs:
+        said = "an https address needs it (`pyproxy certificate localhost` makes one to try)"
+        told.append(f"{found.source('tls')}: tls.certificate: {said}")
+    listens = settings.listen if settings else ()
+    if any(one.redirect for one in listens) and not any(one.secure for one in listens):
+        told.append(f"{found.source('listen')}: listen: no https address to redirect to")
     if told or settings is None:
         raise SettingsError(told)
     return settings
@@ -454,7 +519,7 @@ def _shown(value: Any, field: "dataclasses.Field[Any]") -> Json:
 
 def plain(value: Any) -> Json:
     """Settings, or a part of them, as ``appsettings.json`` would say them."""
-    if isinstance(value, Listen):
+    if isinstance(value, Listen) and value == Listen(value.url):
         return value.url
     if isinstance(value, PolicyChoice):
         return {"name": value.name, **dict(value.options)} if value.options else value.name

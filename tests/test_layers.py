@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 FLOORS = (
     ("errors", "readers"),
     ("net", "options", "layers"),
+    ("tls",),
     ("balancing",),
     ("settings",),
     ("http", "tcp", "health"),

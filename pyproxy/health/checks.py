@@ -1,9 +1,12 @@
 """Checks: what one look at a target is, over HTTP or by a bare connection."""
 
+import ssl
 import time
 from collections.abc import Callable
+from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from pyproxy import net
 from pyproxy.balancing.target import Target
@@ -18,9 +21,10 @@ class CheckFailed(Exception):
     """A target doesn't count as healthy; the text says why."""
 
 
-def check_as(health: Health) -> Check:
-    """A function that looks at a target and returns what it found, or raises ``CheckFailed``."""
-    return TCPCheck(health.timeout) if health.tcp else HTTPCheck(health)
+def check_as(health: Health, context: ssl.SSLContext | None = None) -> Check:
+    """A function that looks at a target and returns what it found, or raises ``CheckFailed``.
+    ``context`` is for targets at ``https://`` addresses."""
+    return TCPCheck(health.timeout) if health.tcp else HTTPCheck(health, context)
 
 
 class TCPCheck:
@@ -41,13 +45,16 @@ class TCPCheck:
 class HTTPCheck:
     """GET the path; the status and the start of the body tell. Follows no redirect."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, context: ssl.SSLContext | None = None) -> None:
         self._health = health
+        self._context = context
 
     def __call__(self, target: Target) -> str:
         health = self._health
         deadline = time.monotonic() + health.timeout
         with requests.Session() as session:
+            if self._context:
+                session.mount("https://", _Adapter(self._context))
             session.trust_env = False  # a proxy of this machine is not asked about its targets
             try:
                 # Streamed: most often the head tells enough, and a body may never end.
@@ -76,6 +83,20 @@ class HTTPCheck:
                 break
         if wanted:
             raise CheckFailed(f"answered {status} without {health.body!r}")
+
+
+class _Adapter(HTTPAdapter):
+    """Lets requests use the same context as forwarded requests do."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
+        super().init_poolmanager(*arguments, **keywords, ssl_context=self._context)
+
+    def cert_verify(self, *_: Any) -> None:
+        """The context says what is verified."""
 
 
 def _brief(error: Exception) -> str:

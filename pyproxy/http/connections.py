@@ -14,7 +14,7 @@ _GRACE = 1.0  # seconds in which a new connection's first request may come befor
 
 
 class Connection(Protocol):
-    request: socket.socket
+    request: net.Socket
     idle_since: float  # time.monotonic(); 0.0 while a request is under way
     served: int
     ended: bool

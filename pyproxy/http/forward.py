@@ -100,9 +100,8 @@ class Request:
     def host(self) -> str:
         """In lower case, without the port; empty if the client named none."""
         host = (self.line.authority or self.fields.host or b"").decode("ascii").lower()
-        if not host.startswith("["):
-            host = host.partition(":")[0]
-        return host.rstrip(".")
+        name, bracket, _ = host.partition("]")  # [::1]:8000
+        return name + bracket if bracket else host.partition(":")[0].rstrip(".")
 
     def header(self, name: str) -> str | None:
         """A field's value, its name in any case; of several lines, all (RFC 9110, 5.3)."""

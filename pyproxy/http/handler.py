@@ -34,6 +34,7 @@ from pyproxy.http.message import (
 )
 from pyproxy.http.relay import Buffers, relay_response
 from pyproxy.http.upload import Upload
+from pyproxy.tls import NotTLS, ServerTLS
 
 if TYPE_CHECKING:
     from pyproxy.http.server import ProxyServer
@@ -51,7 +52,7 @@ _LINGER = 2.0  # seconds in which a client may still send what nobody reads
 class ProxyHandler(socketserver.BaseRequestHandler):
     """One client connection: read a request, get a response, relay it, and again."""
 
-    request: socket.socket
+    request: net.Socket
     server: "ProxyServer"
 
     def setup(self) -> None:
@@ -78,14 +79,33 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         try:
+            if self.keep and self.server.tls:
+                self.keep = self.shake_hands(self.server.tls)
             while self.keep:
                 self.serve_request()
         except ClientGone:
             pass
 
+    def shake_hands(self, server_tls: ServerTLS) -> bool:
+        """TLS, within ``timeouts.header``; False if there is nobody to serve."""
+        plain = self.request
+        assert isinstance(plain, socket.socket)
+        try:
+            self.request = server_tls.accept(plain, self.server.timeouts.header)
+        except NotTLS:
+            self.refuse(HTTPError(400, "this port speaks https"))
+            return False
+        except OSError as error:
+            log.debug("no TLS with %s: %s", self.peer.address, net.reason(error))
+            return False
+        self._patience = 0.0  # as the handshake left it
+        self.set_patience(self.server.timeouts.header)
+        return True
+
     def finish(self) -> None:
         try:
             self._end()
+            self.request.close()
         finally:
             self.server.connections.leave(self)
 

@@ -93,6 +93,8 @@ def redirect(location: str, status: int) -> Service:
     those of the request."""
 
     def serve(request: Request) -> Answer:
+        if "{host}" in location and not request.host:
+            raise HTTPError(400, "only who names a host can be sent elsewhere")
         to = location.replace("{host}", request.host).replace("{uri}", request.uri)
         return Answer.text(status, f"it is at {to}", ("Location", to))
 

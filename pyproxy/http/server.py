@@ -30,6 +30,7 @@ from pyproxy.http.relay import Buffers
 from pyproxy.http.routes import Service
 from pyproxy.readers import Network
 from pyproxy.settings import Limits, Listen, Retry, Timeouts
+from pyproxy.tls import ServerTLS
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class ProxyServer(ThreadingHTTPServer):
         trusted: tuple[Network, ...] = (),
         access_log: AccessLog | None = None,
         cpu_affinity: bool = False,
+        tls: ServerTLS | None = None,
     ) -> None:
         """Binds and listens. Raises ``ListenError``."""
         self.service = service
@@ -64,6 +66,7 @@ class ProxyServer(ThreadingHTTPServer):
         self.retry = retry
         self.access_log = access_log
         self._cpu_affinity = cpu_affinity
+        self.tls = tls
         self.buffers = Buffers()
         self._trusted = trusted
         self._peers: dict[str, Peer] = {}
@@ -73,14 +76,15 @@ class ProxyServer(ThreadingHTTPServer):
         self._waiting = 0  # threads in accept, or on their way there
         self._closing = False
         self._stopped = threading.Event()
-        self.address_family, address = net.resolve_to_listen(listen.host, listen.port)
+        scheme, host, port = listen.place
+        self.address_family, address = net.resolve_to_listen(host, port)
         try:
             super().__init__(address, ProxyHandler)
         except OSError as error:
-            raise net.listen_error(listen.host, listen.port, error) from None
-        self.url = f"http://{_bracketed(listen.host)}:{self.server_port}"
+            raise net.listen_error(host, port, error) from None
+        self.url = f"{scheme}://{_bracketed(host)}:{self.server_port}"
         # The Host for an HTTP/1.0 request that names none.
-        self.own_host = f"{_bracketed(listen.host)}:{self.server_port}".encode()
+        self.own_host = f"{_bracketed(host)}:{self.server_port}".encode()
 
     def server_bind(self) -> None:
         """As HTTPServer does it, without a look-up of the host's full name: it may take seconds."""
@@ -94,7 +98,7 @@ class ProxyServer(ThreadingHTTPServer):
         super().server_activate()
         self.set_options(self.socket)
 
-    def set_options(self, sock: socket.socket) -> None:
+    def set_options(self, sock: net.Socket) -> None:
         """What a client's socket begins with."""
         net.no_delay(sock)
         net.set_receive_timeout(sock, self.timeouts.header)
@@ -184,7 +188,7 @@ class ProxyServer(ThreadingHTTPServer):
             if ip.version == 6 and ip.ipv4_mapped:
                 ip = ip.ipv4_mapped
             trusted = any(ip in network for network in self._trusted)
-            known = Peer(str(ip), trusted)
+            known = Peer(str(ip), trusted, "https" if self.tls else "http")
             if len(self._peers) >= 4096:
                 self._peers.clear()
             self._peers[host] = known

@@ -5,12 +5,12 @@ lie in a stack, so that the one used last, the least likely to be stale, is used
 """
 
 import contextlib
-import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
 
-from pyproxy import net
+from pyproxy import net, tls
 from pyproxy.balancing.target import Target
 from pyproxy.errors import (
     BadReply,
@@ -37,8 +37,16 @@ Watch = Callable[[], float]
 class Upstream:
     """The connections to one target."""
 
-    def __init__(self, target: Target, timeouts: TargetTimeouts, head_limit: int = 65536) -> None:
+    def __init__(
+        self,
+        target: Target,
+        timeouts: TargetTimeouts,
+        context: ssl.SSLContext | None = None,
+        head_limit: int = 65536,
+    ) -> None:
+        """``context`` is for TLS to the target."""
         self.target = target
+        self._context = context
         self.timeouts = timeouts
         self.head_limit = head_limit
         # Where a receive timeout would hold for sending too, there are no ticks.
@@ -69,7 +77,9 @@ class Upstream:
         that has run out of something."""
         target = self.target
         try:
-            sock = net.connect(target.host, target.port, self.timeouts.connect)
+            sock: net.Socket = net.connect(target.host, target.port, self.timeouts.connect)
+            if self._context:
+                sock = tls.connect(sock, self._context, target.host, self.timeouts.connect)
         except OSError as error:
             if net.exhausted(error):
                 raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
@@ -110,12 +120,15 @@ class Upstream:
 class Upstreams(dict[Target, Upstream]):
     """``upstreams[target]``: made when it is asked for first."""
 
-    def __init__(self, timeouts: TargetTimeouts) -> None:
+    def __init__(self, timeouts: TargetTimeouts, context: ssl.SSLContext | None = None) -> None:
+        """``context`` is for targets at ``https://`` addresses."""
         super().__init__()
         self._timeouts = timeouts
+        self._context = context
 
     def __missing__(self, target: Target) -> Upstream:
-        return self.setdefault(target, Upstream(target, self._timeouts))
+        context = self._context if target.url.startswith("https:") else None
+        return self.setdefault(target, Upstream(target, self._timeouts, context))
 
     def forget(self, target: Target) -> None:
         """Closes its idle connections."""
@@ -128,7 +141,7 @@ class TargetConnection:
 
     __slots__ = ("idle_since", "reused", "sock", "upstream")
 
-    def __init__(self, sock: socket.socket, upstream: Upstream) -> None:
+    def __init__(self, sock: net.Socket, upstream: Upstream) -> None:
         self.sock = sock
         self.upstream = upstream
         self.reused = False  # has served a request before

@@ -1,0 +1,506 @@
+"""TLS on both sides: listeners, certificates that change, targets, and what isn't TLS."""
+
+import contextlib
+import functools
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.errors import SettingsError
+from pyproxy.http.message import Peer
+from pyproxy.lab.certificate import CertificateError, make_certificate
+from pyproxy.settings import parse
+from tests.programs import program, run
+from tests.support import (
+    DEADLINE,
+    Message,
+    RawTarget,
+    Wire,
+    answer,
+    ask,
+    closed_port,
+    eventually,
+    get,
+    lettered,
+    letters,
+    replying,
+)
+
+pytest.importorskip("cryptography", reason="makes the certificates (extra tls-tools)")
+
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@functools.cache
+def _pair(names: tuple[str, ...], serial: int, folder: Path) -> tuple[str, str]:
+    stem = folder / f"{names[0].replace('*', 'any')}-{serial}"
+    paths = stem.with_suffix(".crt"), stem.with_suffix(".key")
+    make_certificate(list(names), *paths)
+    return str(paths[0]), str(paths[1])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture
+def local(folder: Path) -> tuple[str, str]:
+    """A certificate and its key for 127.0.0.1 and localhost."""
+    return _pair(("localhost", "127.0.0.1"), 1, folder)
+
+
+def over(pair: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {
+        "listen": "https://127.0.0.1:0",
+        "tls": {"certificate": pair[0], "key": pair[1], **more},
+    }
+
+
+def trusting(pair: tuple[str, str]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=pair[0])
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def connect(url: str, context: ssl.SSLContext, name: str = "localhost") -> Wire:
+    plain = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), DEADLINE)
+    try:
+        return Wire(context.wrap_socket(plain, server_hostname=name))
+    except BaseException:
+        plain.close()
+        raise
+
+
+def fetch(url: str, context: ssl.SSLContext, name: str = "localhost") -> Message:
+    with connect(url, context, name) as wire:
+        wire.send(GET)
+        return wire.read_message()
+
+
+def shown(url: str, context: ssl.SSLContext, name: str) -> set[str]:
+    """The names in the certificate that is shown to who asks for ``name``."""
+    context.check_hostname = False
+    with connect(url, context, name) as wire:
+        assert isinstance(wire.sock, ssl.SSLSocket)
+        found: Any = wire.sock.getpeercert() or {}
+        return {value for _, value in found["subjectAltName"]}
+
+
+class TLSTarget(RawTarget):
+    """A target that speaks TLS and answers with a letter."""
+
+    def __init__(self, letter: str, context: ssl.SSLContext, version: str = "1.1") -> None:
+        def serve(target: RawTarget, wire: Wire) -> None:
+            wire.sock = context.wrap_socket(wire.sock, server_side=True)
+            try:
+                while True:
+                    target.requests.append(wire.read_message())
+                    wire.send(answer(letter * 100000))
+            finally:
+                wire.sock.close()
+
+        super().__init__(serve)
+
+
+def server_context(pair: tuple[str, str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    return context
+
+
+def secure(target: RawTarget) -> str:
+    return target.url.replace("http:", "https:")
+
+
+# To clients
+
+
+def test_requests_come_over_tls_and_targets_hear_of_it(local: tuple[str, str]) -> None:
+    with lettered("a") as a, Proxy(targets=[a.url], **over(local)) as proxy:
+        assert proxy.url.startswith("https://127.0.0.1:")
+        with connect(proxy.url, trusting(local)) as wire:
+            for _ in range(3):
+                wire.send(GET)
+                assert wire.read_message().body == b"a"
+        assert a.requests[0].get("X-Forwarded-Proto") == "https"
+        assert "proto=https" in (a.requests[0].get("Forwarded") or "")
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 65537, 3_000_000])
+def test_bodies_of_every_size_go_both_ways(local: tuple[str, str], size: int) -> None:
+    body = os.urandom(size)
+    echo = replying(lambda request: answer(request.body))
+    with (
+        RawTarget(echo) as target,
+        Proxy(targets=[target.url], **over(local)) as proxy,
+        connect(proxy.url, trusting(local)) as wire,
+    ):
+        for _ in range(2):
+            wire.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+            sending = threading.Thread(target=wire.send, args=(body,))
+            sending.start()
+            assert wire.read_message().body == body
+            sending.join()
+
+
+@pytest.mark.parametrize(
+    ("version", "least", "works"),
+    [
+        (ssl.TLSVersion.TLSv1_2, "1.2", True),
+        (ssl.TLSVersion.TLSv1_3, "1.2", True),
+        (ssl.TLSVersion.TLSv1_2, "1.3", False),
+    ],
+)
+def test_the_oldest_version_is_as_set(
+    local: tuple[str, str], version: ssl.TLSVersion, least: str, works: bool
+) -> None:
+    context = trusting(local)
+    context.maximum_version = version
+    with lettered("a") as a, Proxy(targets=[a.url], **over(local, min_version=least)) as proxy:
+        if works:
+            assert fetch(proxy.url, context).body == b"a"
+        else:
+            with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+                fetch(proxy.url, context)
+        assert fetch(proxy.url, trusting(local)).body == b"a", "the next one is served"
+
+
+def test_ciphers_are_as_set(local: tuple[str, str]) -> None:
+    context = trusting(local)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    ciphers = "ECDHE-ECDSA-CHACHA20-POLY1305"
+    with (
+        lettered("a") as a,
+        Proxy(targets=[a.url], **over(local, ciphers=ciphers)) as proxy,
+        connect(proxy.url, context) as wire,
+    ):
+        assert isinstance(wire.sock, ssl.SSLSocket)
+        assert (wire.sock.cipher() or ("",))[0] == ciphers
+
+
+def test_the_certificate_is_chosen_by_the_name_asked_for(folder: Path) -> None:
+    pairs = [_pair((name,), 1, folder) for name in ("first.test", "second.test", "*.wild.test")]
+    context = ssl.create_default_context()
+    for pair in pairs:
+        context.load_verify_locations(pair[0])
+    more = [{"certificate": pair[0], "key": pair[1]} for pair in pairs[1:]]
+    with lettered("a") as a, Proxy(targets=[a.url], **over(pairs[0], certificates=more)) as proxy:
+        found = {
+            name: shown(proxy.url, context, name)
+            for name in ("first.test", "SECOND.test", "a.wild.test", "a.b.wild.test", "no.test")
+        }
+    assert found == {
+        "first.test": {"first.test"},
+        "SECOND.test": {"second.test"},
+        "a.wild.test": {"*.wild.test"},
+        "a.b.wild.test": {"first.test"},
+        "no.test": {"first.test"},
+    }
+
+
+def test_changed_certificates_are_read_again_and_bad_ones_are_not(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def install(pair: tuple[str, str]) -> None:
+        for path, name in zip(pair, ("crt", "key"), strict=True):
+            (tmp_path / "new").write_bytes(Path(path).read_bytes())
+            (tmp_path / "new").rename(tmp_path / name)
+
+    old, new = (_pair((name,), 1, folder) for name in ("old.test", "new.test"))
+    context = ssl.create_default_context()
+    context.load_verify_locations(old[0])
+    context.load_verify_locations(new[0])
+    install(old)
+    files = str(tmp_path / "crt"), str(tmp_path / "key")
+    with (
+        lettered("a") as a,
+        Proxy(targets=[a.url], **over(files)) as proxy,
+        connect(proxy.url, trusting(old), "old.test") as kept,
+    ):
+        (tmp_path / "crt").write_text("nonsense")
+
+        def ask_again() -> bool:
+            assert shown(proxy.url, context, "old.test") == {"old.test"}
+            return "no good" in caplog.text
+
+        eventually(ask_again)
+        install(new)
+        eventually(lambda: shown(proxy.url, context, "new.test") == {"new.test"})
+        kept.send(GET)
+        assert kept.read_message().body == b"a", "open connections go on"
+    assert caplog.text.count("no good") == 1
+
+
+def test_a_hundred_stalled_handshakes_delay_nobody(local: tuple[str, str]) -> None:
+    with (
+        lettered("a") as a,
+        Proxy(targets=[a.url], timeouts={"header": 1}, **over(local)) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        address = ("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+        stalled = [
+            stack.enter_context(socket.create_connection(address, DEADLINE)) for _ in range(100)
+        ]
+        for at, sock in enumerate(stalled):
+            sock.send(b"\x16\x03\x01\x02\x00\x01\x00"[: at % 8])
+        began = time.monotonic()
+        assert fetch(proxy.url, trusting(local)).body == b"a"
+        assert time.monotonic() - began < 0.9
+        assert all(sock.recv(100) == b"" for sock in stalled), "each ends in time"
+
+
+@pytest.mark.parametrize(
+    ("garbage", "answered"),
+    [
+        (GET, True),
+        (b"\x80\x00\x00", True),
+        (b"\x16\x03\x01\x00\x05hello", False),
+        (b"\x16\x03\x01\xff\xff" + b"x" * 70000, False),
+        (b"", False),
+    ],
+)
+def test_what_is_not_tls_is_told_so(local: tuple[str, str], garbage: bytes, answered: bool) -> None:
+    with lettered("a") as a, Proxy(targets=[a.url], **over(local)) as proxy:
+        with socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2]))) as sock:
+            sock.settimeout(DEADLINE)
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(garbage)
+                sock.shutdown(socket.SHUT_WR)
+            got = b""
+            with contextlib.suppress(ConnectionError):
+                while data := sock.recv(65536):
+                    got += data
+        assert got.startswith(b"HTTP/1.1 400 Bad Request\r\n") is answered
+        assert (b"this port speaks https" in got) is answered
+        assert fetch(proxy.url, trusting(local)).body == b"a"
+        eventually(lambda: proxy.connections == 0)
+
+
+def test_clients_need_a_certificate_where_it_is_said(local: tuple[str, str], folder: Path) -> None:
+    mine = _pair(("client.test",), 1, folder)
+    with lettered("a") as a, Proxy(targets=[a.url], **over(local, client_ca=mine[0])) as proxy:
+        with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+            fetch(proxy.url, trusting(local))
+        context = trusting(local)
+        context.load_cert_chain(*mine)
+        assert fetch(proxy.url, context).body == b"a"
+
+
+def test_the_end_is_said_in_tls(local: tuple[str, str]) -> None:
+    close = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    with (
+        lettered("a") as a,
+        Proxy(targets=[a.url], **over(local)) as proxy,
+        connect(proxy.url, trusting(local)) as wire,
+    ):
+        wire.send(close)
+        assert wire.read_to_end().endswith(b"a"), "a missing close_notify would raise"
+
+
+def test_idle_tls_connections_are_ended_on_drain(local: tuple[str, str]) -> None:
+    with lettered("a") as a, Proxy(targets=[a.url], **over(local)) as proxy:
+        wire = connect(proxy.url, trusting(local))
+        wire.send(GET)
+        wire.read_message()
+    with wire:
+        assert wire.at_end()
+
+
+def test_files_go_out_over_tls(local: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(1_000_000))
+    with (
+        Proxy(routes=[{"files": str(tmp_path)}], **over(local)) as proxy,
+        connect(proxy.url, trusting(local)) as wire,
+    ):
+        wire.send(GET.replace(b"/ ", b"/big "))
+        assert wire.read_message().body == (tmp_path / "big").read_bytes()
+
+
+# Redirect
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_clear_text_is_sent_to_https(local: tuple[str, str], status: int) -> None:
+    plain = {"url": "http://127.0.0.1:0", "redirect": "https", "redirect_status": status}
+    both = {**over(local), "listen": [plain, "https://127.0.0.1:0"]}
+    with lettered("a") as a, Proxy(targets=[a.url], **both) as proxy:
+        https = next(url for url in proxy.urls if url.startswith("https:"))
+        http = next(url for url in proxy.urls if url.startswith("http:"))
+        for host, back in (("e.com:80", "e.com"), ("[::1]:80", "[::1]")):
+            found = ask(http, f"GET /a?b=c HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            port = https.rpartition(":")[2]
+            assert (found.status, found.get("Location")) == (status, f"https://{back}:{port}/a?b=c")
+        nameless = ask(http, b"GET / HTTP/1.0\r\n\r\n")
+        assert nameless.status == 400
+
+
+# To targets
+
+
+def test_targets_over_tls_are_verified(local: tuple[str, str], folder: Path) -> None:
+    other = _pair(("other.test",), 1, folder)
+    with (
+        TLSTarget("a", server_context(local)) as good,
+        TLSTarget("x", server_context(other)) as bad,
+        Proxy(
+            targets=[secure(bad), secure(good)],
+            target_tls={"ca": local[0]},
+            sleeping=0.05,
+        ) as proxy,
+    ):
+        assert [get(proxy.url).body for _ in range(4)] == [b"a" * 100000] * 4
+        assert [one.url for one in proxy.pool.evicted()] == [secure(bad)]
+        assert "certificate: " in proxy.history()[0].reason
+        proxy.pool.evict(proxy.pool.targets[1], "by the test")
+        eventually(lambda: len(proxy.pool.live) == 1)
+        assert proxy.pool.live[0].url == secure(good), "probes verify too"
+        assert bad.requests == []
+
+
+def test_the_name_in_the_certificate_counts(folder: Path) -> None:
+    other = _pair(("other.test",), 1, folder)
+    with TLSTarget("x", server_context(other)) as target:
+        with Proxy(targets=[secure(target)], target_tls={"ca": other[0]}, sleeping=60) as proxy:
+            assert get(proxy.url).status == 503
+        with Proxy(targets=[secure(target)], target_tls={"verify": False}) as proxy:
+            assert get(proxy.url).body == b"x" * 100000
+
+
+def test_a_self_signed_target_is_refused_unless_it_is_said(local: tuple[str, str]) -> None:
+    with (
+        TLSTarget("a", server_context(local)) as target,
+        Proxy(targets=[secure(target)], sleeping=60) as proxy,
+    ):
+        assert get(proxy.url).status == 503
+        assert "self-signed" in proxy.history()[0].reason
+
+
+def test_targets_can_ask_for_a_certificate(local: tuple[str, str], folder: Path) -> None:
+    mine = _pair(("proxy.test",), 1, folder)
+    context = server_context(local)
+    context.load_verify_locations(mine[0])
+    context.verify_mode = ssl.CERT_REQUIRED
+    shows = {"ca": local[0], "certificate": mine[0], "key": mine[1]}
+    with TLSTarget("a", context) as target:
+        with Proxy(targets=[secure(target)], target_tls=shows) as proxy:
+            assert get(proxy.url).status == 200
+        with Proxy(targets=[secure(target)], target_tls={"ca": local[0]}) as proxy:
+            assert get(proxy.url).status in (502, 503)
+
+
+def test_a_target_that_does_not_speak_tls_is_evicted() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[secure(a), b.url], sleeping=60) as proxy:
+        assert [get(proxy.url).body for _ in range(3)] == [b"b"] * 3
+        assert proxy.pool.evicted()[0].url == secure(a)
+
+
+def test_a_target_that_stalls_in_the_handshake_costs_the_connect_timeout() -> None:
+    def stall(target: RawTarget, wire: Wire) -> None:
+        wire.read_to_end()
+
+    with (
+        RawTarget(stall) as slow,
+        lettered("b") as b,
+        Proxy(targets=[secure(slow), b.url], timeouts={"connect": 0.3}, sleeping=60) as proxy,
+    ):
+        began = time.monotonic()
+        assert get(proxy.url).body == b"b"
+        assert 0.2 < time.monotonic() - began < 3
+
+
+def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) -> None:
+    context = server_context(local)
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        tls = context.wrap_socket(wire.sock, server_side=True, suppress_ragged_eofs=False)
+        tls.recv(65536)
+        tls.sendall(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        socket.socket(fileno=tls.detach()).close()  # the connection ends, and TLS says nothing
+
+    with (
+        RawTarget(serve) as target,
+        Proxy(targets=[secure(target)], target_tls={"ca": local[0]}) as proxy,
+        pytest.raises((EOFError, ConnectionError, ValueError)),
+    ):
+        get(proxy.url)
+
+
+# Settings and commands
+
+
+def test_an_https_address_needs_a_certificate() -> None:
+    with pytest.raises(SettingsError, match=r"tls\.certificate: an https address needs it"):
+        parse({"listen": "https://127.0.0.1:8443", "targets": [1]})
+    with pytest.raises(SettingsError, match="listen: no https address to redirect to"):
+        parse({"listen": {"url": "http://127.0.0.1:1", "redirect": "https"}, "targets": [1]})
+
+
+def test_bad_certificates_are_told_at_the_start(local: tuple[str, str], folder: Path) -> None:
+    other = _pair(("other.test",), 1, folder)
+    nonsense = folder / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    for pair, said in (
+        ((local[0], other[1]), f"{other[1]} is not the key of {local[0]}"),
+        ((str(nonsense), local[1]), "not a certificate and its key in PEM"),
+        (("no/such.pem", local[1]), "no/such.pem: no such file or directory"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            Proxy(targets=[1], **over(pair))
+    for wrong in ({"ciphers": "NONE-SUCH"}, {"client_ca": str(nonsense)}, {"client_ca": "no/such"}):
+        with pytest.raises(SettingsError, match=r"^tls: "):
+            Proxy(targets=[1], **over(local, **wrong))
+    with pytest.raises(SettingsError, match=r"^target_tls: "):
+        Proxy(targets=["https://localhost:1"], target_tls={"ca": "no/such"})
+
+
+def test_the_program_serves_https_with_a_certificate_that_it_has_made(tmp_path: Path) -> None:
+    made = run("certificate", "localhost", "127.0.0.1", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+    again = run("certificate", "localhost", cwd=tmp_path)
+    assert again.returncode == 1
+    assert again.stderr == "key.pem: it exists already, and is not overwritten\n"
+    pair = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    dead = str(closed_port())
+    with program(
+        *("--listen", "https://127.0.0.1:0", "--targets", dead),
+        *("--tls.certificate", pair[0], "--tls.key", pair[1]),
+    ) as proxy:
+        url = proxy.wait_for(r"listens on (\S+)")[1]
+        assert fetch(url, trusting(pair)).status == 503
+        curl = ["curl", "-s", "--cacert", pair[0], url.replace("127.0.0.1", "localhost")]
+        with contextlib.suppress(FileNotFoundError):
+            done = subprocess.run(curl, capture_output=True, timeout=DEADLINE)
+            assert done.stdout == b"All servers is off"
+        assert proxy.stop() == 0
+
+
+def test_names_that_no_certificate_can_have_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError):
+        make_certificate(["bücher"], tmp_path / "c", tmp_path / "k")
+
+
+def test_the_scheme_is_part_of_who_asks() -> None:
+    assert Peer("192.0.2.1", False, "https") != Peer("192.0.2.1")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptors() -> Iterator[None]:
+    """What fails in a handshake leaves nothing open."""
+    folder = "/proc/self/fd"
+    if not os.path.isdir(folder):
+        yield
+        return
+    before = len(os.listdir(folder))
+    yield
+    eventually(lambda: len(os.listdir(folder)) <= before)
