@@ -394,45 +394,42 @@ class RendezvousHash(KeyPolicy):
 
     Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998): the target
     whose hash with the key is highest. Weighted by -weight / log(hash) (Schindelhauer, Schomaker,
-    2005). No memory, and evener than ``consistent_hash``. Cost: O(n).
+    2005). Evener than ``consistent_hash``, and no points to keep. Cost: O(n).
     """
 
     key: str = option("client", KEY_HELP, key_text)
 
     def __post_init__(self) -> None:
         self._key = _key(self.key)
-        self._lines: list[tuple[Target, int, int]] = []
+        self._factors: dict[Target, float] = {}
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
-        # A hash function of its own for each: a line with a random slope (Dietzfelbinger, 1996).
-        self._lines = []
-        for target in live:
-            digest = hashlib.blake2b(target.url.encode(), digest_size=16).digest()
-            slope, offset = memoryview(digest).cast("Q")
-            self._lines.append((target, slope | 1, offset))
+        self._factors = {one: self._factors.get(one) or _factor(one.url) for one in live}
         self._weighted = len({one.weight for one in live}) > 1
 
     def key_of(self, request: Asked) -> int:
         return _hash(self._key(request) or request.address)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        key = self.key_of(request)
-        best, highest = None, -1.0
-        for target, slope, offset in self._lines:
-            if target in without:
-                continue
-            score: float = (key * slope + offset) & _MASK
-            if self._weighted:
-                score = -target.weight / math.log((score + 1) / (_MASK + 2))
-            if score > highest:
-                best, highest = target, score
-        if best is None:
-            raise EmptyRing("no target is left")
-        return best
+        rest = self.rest(without)
+        key, factors = self.key_of(request), self._factors
+        # A key's multiples by unrelated factors fall on 0 … 1 evenly and independently (Weyl). The
+        # hash of a tuple is as fast, but not mixed enough: one of five targets had a third of all.
+        scores = [key * factors[target] % 1.0 for target in rest]
+        if self._weighted:
+            pairs = zip(scores, rest, strict=True)
+            scores = [math.log(score or _LEAST) / target.weight for score, target in pairs]
+        return rest[scores.index(max(scores))]
 
 
-_MASK = 2**64 - 1
+_LEAST = 2.0**-53
+
+
+def _factor(url: str) -> float:
+    """Between 0 and 1, with all the digits that a float has."""
+    digest = hashlib.blake2b(url.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11 | 1) / 2**53
 
 
 @dataclass(eq=False)
