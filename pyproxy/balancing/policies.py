@@ -271,6 +271,7 @@ class IPHash(KeyPolicy):
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
+        self._serving = frozenset(live)
         self._everyone, self._ring = weighted_ring(everyone), weighted_ring(live)
 
     def key_of(self, request: Asked) -> int:
@@ -279,7 +280,7 @@ class IPHash(KeyPolicy):
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         key = self.key_of(request)
         target = self._everyone[key]
-        if target in without or target not in self.live:
+        if target in without or target not in self._serving:
             key //= len(self._everyone)
             target = weighted_ring(self.rest(without))[key] if without else self._ring[key]
         return target
