@@ -351,10 +351,10 @@ class ConsistentHash(KeyPolicy):
             self._place(everyone)
 
     def _place(self, everyone: Targets) -> None:
-        divisor = math.gcd(*(target.weight for target in everyone)) or 1
         points: list[tuple[int, int]] = []
         for at, target in enumerate(everyone):
-            count = target.weight // divisor * self.virtual_nodes
+            # Not divided by what the weights have in common: that changes when one goes.
+            count = target.weight * self.virtual_nodes
             for group in range(0, count, 16):  # a digest has room for 16 points
                 digest = hashlib.blake2b(f"{target.url}#{group}".encode()).digest()
                 found = memoryview(digest).cast("I")[: count - group]
@@ -367,6 +367,8 @@ class ConsistentHash(KeyPolicy):
         return _hash(self._key(request) or request.address)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
+        if len(without) >= len(self.live):
+            self.rest(without)  # or else it would be found out only after a whole round
         at = bisect.bisect(self._points, self.key_of(request))
         if self.bounded_load is not None:
             without = self._with_full(without)
