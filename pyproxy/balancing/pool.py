@@ -90,6 +90,8 @@ class TargetPool:
         """What a policy that is a user's function wants; None for any other policy."""
         if not isinstance(self.policy, FunctionPolicy):
             return None
+        with self._lock:
+            self._give_number(request)
         targets = tuple(one for one in self.policy.live if one not in tried and not one.full)
         return self.policy.wish(request, targets, now) if targets else None
 
@@ -107,8 +109,7 @@ class TargetPool:
         """
         with self._lock:
             if request.number < 0:
-                request.number = self._counter
-                self._counter += 1
+                self._give_number(request)
             if self._plain and wish is None:
                 target = self.policy.choose(request, tried, now)
             elif self._queue:
@@ -118,6 +119,11 @@ class TargetPool:
                 target = self._choose(request, tried, wish)
             target.in_flight += 1
         return target
+
+    def _give_number(self, request: Asked) -> None:
+        if request.number < 0:
+            request.number = self._counter
+            self._counter += 1
 
     def _choose(self, request: Asked, tried: Targets, wish: Target | None) -> Target:
         without: Collection[Target] = tried
