@@ -196,7 +196,7 @@ class TargetPool:
                 self._queue.remove(place)
             elif place.target:
                 place.target.in_flight -= 1
-                self._call_next()
+            self._call_next()  # those behind may want less than it did
 
     def _call_next(self) -> None:
         """Gives free targets to those who wait, in the order of their arrival."""
