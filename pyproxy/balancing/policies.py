@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import random
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -500,6 +501,8 @@ class FunctionPolicy(HashRingPolicy):
     def __init__(self, function: Chooser) -> None:
         self._function = function
         self._told = -math.inf
+        # Protects _told: this is called from many threads at once.
+        self._lock = threading.Lock()
 
     def wish(self, request: Asked, targets: Targets, now: float) -> Target | None:
         """The target that the function wants; None if it fails."""
@@ -508,12 +511,16 @@ class FunctionPolicy(HashRingPolicy):
             if target not in targets:
                 raise ValueError(f"it returned {target!r}, which is none of the targets")
         except Exception as error:  # noqa: BLE001 - it is the user's
-            if now - self._told >= 60:
-                self._told = now
-                what = f"{type(error).__name__}: {error}"
-                log.error("the policy's function failed, hash_ring chooses: %s", what)
+            self._tell(f"{type(error).__name__}: {error}", now)
             return None
         return target
+
+    def _tell(self, what: str, now: float) -> None:
+        with self._lock:
+            if now - self._told < 60:
+                return
+            self._told = now
+        log.error("the policy's function failed, hash_ring chooses: %s", what)
 
 
 POLICIES: dict[str, type[Policy]] = {
