@@ -201,25 +201,31 @@ class LeastResponseTime(Policy):
     _refreshed = -math.inf
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
-        known = [one.response_time for one in self.live if one in live and one.timed_at]
+        stayed = frozenset(self.live)
         for target in live:
-            if target not in self.live:
-                target.response_time = sum(known) / len(known) if known else 0.0
-                target.timed_at = 0.0
+            if target not in stayed:
+                target.timed_at = -math.inf
         self.live = live
+        self._guess()
+
+    def _guess(self) -> None:
+        """Takes those who haven't answered yet for average ones."""
+        known = [one.response_time for one in self.live if one.timed_at > -math.inf]
+        average = sum(known) / len(known) if known else 0.0
+        for one in self.live:
+            if one.timed_at == -math.inf:
+                one.response_time = average
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         if now - self._refreshed > 1.0:
             self._refresh(now)
         rest = self.rest(without)
-        start = request.number % len(rest)
-        best, least = rest[start], math.inf
-        for at in range(start - len(rest), start):
-            target = rest[at]
-            cost = (target.response_time + 1e-6) * (target.in_flight + 1)
-            if cost < least:
-                best, least = target, cost
-        return best
+        costs = [(one.response_time + 1e-6) * (one.in_flight + 1) for one in rest]
+        at = request.number % len(rest)
+        least = min(costs)
+        if costs[at] != least:  # among equals the next one, once around
+            at = (costs + costs).index(least, at) % len(rest)
+        return rest[at]
 
     def _refresh(self, now: float) -> None:
         """Brings those who weren't asked lately closer to the fastest."""
@@ -229,18 +235,23 @@ class LeastResponseTime(Policy):
         for one in self.live:
             if now - one.timed_at > 1.0:
                 one.response_time = fastest + (one.response_time - fastest) * fading
+        self._guess()
 
     def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
         """A target's response head came after ``seconds``."""
+        first = target.timed_at == -math.inf
         if status >= 500:
+            if first:
+                return  # what it takes to fail says nothing
             seconds = max(seconds, target.response_time)
-        if target.timed_at:
-            fading = 0.5 ** ((now - target.timed_at) / self.HALF_LIFE)
-            # At least a twentieth: a burst of answers counts as more than one.
-            share = max(1 - fading, 0.05)
-            target.response_time += (seconds - target.response_time) * share
-        else:
-            target.response_time = seconds
+        if first:
+            target.response_time, target.timed_at = seconds, now
+            self._guess()
+            return
+        fading = 0.5 ** ((now - target.timed_at) / self.HALF_LIFE)
+        # At least a twentieth: a burst of answers counts as more than one.
+        share = max(1 - fading, 0.05)
+        target.response_time += (seconds - target.response_time) * share
         target.timed_at = now
 
 

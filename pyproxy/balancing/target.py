@@ -61,7 +61,7 @@ class Target:
         self.in_flight = 0  # requests under way
         self.since = -math.inf  # when it came, or came back
         self.response_time = 0.0  # seconds: an average, kept by a policy that wants it
-        self.timed_at = 0.0  # when that was measured last
+        self.timed_at = -math.inf  # when that was measured last
 
     @property
     def state(self) -> State:
