@@ -95,22 +95,38 @@ class Policy:
         return rest
 
 
-class HashRingPolicy(Policy):
+class RingPolicy(Policy):
+    """What the policies have in common that take turns by weight."""
+
+    ring: HashRing[Target] = HashRing()
+    _rings: dict[Targets, HashRing[Target]]
+
+    def arrange(self, everyone: Targets, live: Targets) -> None:
+        self.live = live
+        self.ring = weighted_ring(live)
+        self._rings = {}
+
+    def ring_without(self, without: Collection[Target]) -> HashRing[Target]:
+        """Of those who may be chosen. Kept, as who is full is so for many requests."""
+        rest = tuple(self.rest(without))
+        ring = self._rings.get(rest)
+        if ring is None:
+            if len(self._rings) == 64:
+                self._rings.clear()
+            ring = self._rings[rest] = weighted_ring(rest)
+        return ring
+
+
+class HashRingPolicy(RingPolicy):
     """In turn, by weight: the request's number modulo the ring of the live targets.
 
     The project's own way (``HashRing``). A retry keeps its number, so that retries spread evenly
     too. Cost: O(1).
     """
 
-    ring: HashRing[Target] = HashRing()
-
-    def arrange(self, everyone: Targets, live: Targets) -> None:
-        self.live = live
-        self.ring = weighted_ring(live)
-
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         if without:
-            return weighted_ring(self.rest(without))[request.number]
+            return self.ring_without(without)[request.number]
         return self.ring[request.number]
 
 
@@ -162,22 +178,16 @@ class LeastConnections(Policy):
         return best
 
 
-class WeightedLeastConnections(Policy):
+class WeightedLeastConnections(RingPolicy):
     """Whoever has the fewest requests under way for its weight; by weight among equals.
 
     The least requests / weight, as nginx's `least_conn`; equals take turns by weight, so that light
     targets get their share while all are idle. Cost: O(n).
     """
 
-    _turns: HashRing[Target] = HashRing()
-
-    def arrange(self, everyone: Targets, live: Targets) -> None:
-        self.live = live
-        self._turns = weighted_ring(live)
-
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         rest = self.rest(without)
-        best = (weighted_ring(rest) if without else self._turns)[request.number]
+        best = (self.ring_without(without) if without else self.ring)[request.number]
         least = best.in_flight / best.weight
         if least:
             for target in rest:
@@ -270,7 +280,7 @@ class KeyPolicy(Policy):
         return self.key_of(request) * _GOLDEN % 1  # a client changes its target once, not often
 
 
-class IPHash(KeyPolicy):
+class IPHash(KeyPolicy, RingPolicy):
     """The same target for the same client address, as long as it is live.
 
     The address modulo everybody, live or not; the clients of one that is away spread over the
@@ -279,12 +289,11 @@ class IPHash(KeyPolicy):
 
     def __init__(self) -> None:
         self._everyone: HashRing[Target] = HashRing()
-        self._ring: HashRing[Target] = HashRing()
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
-        self.live = live
+        super().arrange(everyone, live)
         self._serving = frozenset(live)
-        self._everyone, self._ring = weighted_ring(everyone), weighted_ring(live)
+        self._everyone = weighted_ring(everyone)
 
     def key_of(self, request: Asked) -> int:
         return _hash(request.address)
@@ -294,7 +303,7 @@ class IPHash(KeyPolicy):
         target = self._everyone[key]
         if target in without or target not in self._serving:
             key //= len(self._everyone)
-            target = weighted_ring(self.rest(without))[key] if without else self._ring[key]
+            target = (self.ring_without(without) if without else self.ring)[key]
         return target
 
 
@@ -448,7 +457,7 @@ def _factor(url: str) -> float:
 
 
 @dataclass(eq=False)
-class RandomPolicy(Policy):
+class RandomPolicy(RingPolicy):
     """Any live target, by weight. Cost: O(1)."""
 
     seed: int | None = option(
@@ -456,17 +465,10 @@ class RandomPolicy(Policy):
     )
 
     def __post_init__(self) -> None:
-        self.ring: HashRing[Target] = HashRing()
         self._bits = random.Random(self.seed).getrandbits
 
-    def arrange(self, everyone: Targets, live: Targets) -> None:
-        self.live = live
-        self.ring = weighted_ring(live)
-
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        if without:
-            return weighted_ring(self.rest(without))[self._bits(48)]
-        return self.ring[self._bits(48)]
+        return (self.ring_without(without) if without else self.ring)[self._bits(48)]
 
 
 class PowerOfTwoChoices(RandomPolicy):
@@ -477,13 +479,13 @@ class PowerOfTwoChoices(RandomPolicy):
     """
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        ring = weighted_ring(self.rest(without)) if without else self.ring
-        bits = self._bits(48)
+        ring = self.ring_without(without) if without else self.ring
+        bits = self._bits(96)
         one = ring[bits]
-        if len(self.live) == 1:
+        if len(ring) == 1:
             return one
         # Another place of the ring; it may be the same target's, if that has several.
-        other = ring[bits + 1 + self._bits(48) % max(len(ring) - 1, 1)]
+        other = ring[bits + 1 + (bits >> 48) % (len(ring) - 1)]
         return other if other.in_flight * one.weight < one.in_flight * other.weight else one
 
 
