@@ -425,26 +425,33 @@ class RendezvousHash(KeyPolicy):
 
     def __post_init__(self) -> None:
         self._key = _key(self.key)
-        self._factors: dict[Target, float] = {}
+        self._factors: list[tuple[Target, float]] = []
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
-        self._factors = {one: self._factors.get(one) or _factor(one.url) for one in live}
+        known = dict(self._factors)
+        self._factors = [(one, known.get(one) or _factor(one.url)) for one in live]
         self._weighted = len({one.weight for one in live}) > 1
 
     def key_of(self, request: Asked) -> int:
         return _hash(self._key(request) or request.address)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        rest = self.rest(without)
-        key, factors = self.key_of(request), self._factors
-        # A key's multiples by unrelated factors fall on 0 … 1 evenly and independently (Weyl). The
-        # hash of a tuple is as fast, but not mixed enough: one of five targets had a third of all.
-        scores = [key * factors[target] % 1.0 for target in rest]
-        if self._weighted:
-            pairs = zip(scores, rest, strict=True)
-            scores = [math.log(score or _LEAST) / target.weight for score, target in pairs]
-        return rest[scores.index(max(scores))]
+        key = float(self.key_of(request))
+        best, highest = None, -math.inf
+        for target, factor in self._factors:
+            if without and target in without:
+                continue
+            # A key's multiples by unrelated factors fall on 0 … 1 evenly and independently (Weyl).
+            # The hash of a tuple is not mixed enough: one of five targets had a third of all keys.
+            score = key * factor % 1.0
+            if self._weighted:
+                score = math.log(score or _LEAST) / target.weight
+            if score > highest:
+                best, highest = target, score
+        if best is None:
+            raise EmptyRing("no target is left")
+        return best
 
 
 _LEAST = 2.0**-53
