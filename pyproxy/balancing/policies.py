@@ -230,12 +230,14 @@ class LeastResponseTime(Policy):
         if now - self._refreshed > 1.0:
             self._refresh(now)
         rest = self.rest(without)
-        costs = [(one.response_time + 1e-6) * (one.in_flight + 1) for one in rest]
-        at = request.number % len(rest)
-        least = min(costs)
-        if costs[at] != least:  # among equals the next one, once around
-            at = (costs + costs).index(least, at) % len(rest)
-        return rest[at]
+        start = request.number % len(rest)
+        best, least = rest[start], math.inf
+        for at in range(start - len(rest), start):  # once around, from `start` on
+            target = rest[at]
+            cost = (target.response_time + 1e-6) * (target.in_flight + 1)
+            if cost < least:
+                best, least = target, cost
+        return best
 
     def _refresh(self, now: float) -> None:
         """Brings those who weren't asked lately closer to the fastest."""
