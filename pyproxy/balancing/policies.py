@@ -202,9 +202,10 @@ class LeastResponseTime(Policy):
 
     The time is an average whose older samples fade with a half-life of 5 s, as in Finagle's "peak
     EWMA", without the peak. A target that is new or restored is taken for an average one until it
-    has answered, and has requests under way meanwhile, so that it isn't flooded. A slow one that
-    nobody asks comes closer to the fastest with the same half-life, so that it is tried again. An
-    answer above 499 doesn't make a target look fast. Cost: O(n).
+    has answered, and has requests under way meanwhile, so that it isn't flooded. The time of one
+    that nobody asks comes closer to half of the fastest's with the same half-life, so that it is
+    tried again. An answer above 499 doesn't make a target look fast. Weights don't count.
+    Cost: O(n).
     """
 
     HALF_LIFE = 5.0  # seconds
@@ -240,13 +241,15 @@ class LeastResponseTime(Policy):
         return best
 
     def _refresh(self, now: float) -> None:
-        """Brings those who weren't asked lately closer to the fastest."""
-        elapsed, self._refreshed = now - self._refreshed, now
-        fastest = min((one.response_time for one in self.live), default=0.0)
-        fading = 0.5 ** (elapsed / self.HALF_LIFE)
+        """Brings those who haven't answered since the last time closer to half of the fastest's
+        time: not to the whole, which the fastest would always win, nor to nothing, which would
+        flood one that hangs."""
+        since, self._refreshed = self._refreshed, now
+        half = min((o.response_time for o in self.live if o.timed_at >= since), default=0.0) / 2
+        fading = 0.5 ** ((now - since) / self.HALF_LIFE)
         for one in self.live:
-            if now - one.timed_at > 1.0:
-                one.response_time = fastest + (one.response_time - fastest) * fading
+            if half and one.timed_at < since:
+                one.response_time = half + (one.response_time - half) * fading
         self._guess()
 
     def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
@@ -427,7 +430,7 @@ class RendezvousHash(KeyPolicy):
 
     def __post_init__(self) -> None:
         self._key = _key(self.key)
-        self._factors: list[tuple[Target, float]] = []
+        self._factors: list[tuple[Target, int]] = []
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
@@ -439,16 +442,16 @@ class RendezvousHash(KeyPolicy):
         return _hash(self._key(request) or request.address)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        key = float(self.key_of(request))
+        key = self.key_of(request)
         best, highest = None, -math.inf
         for target, factor in self._factors:
             if without and target in without:
                 continue
-            # A key's multiples by unrelated factors fall on 0 … 1 evenly and independently (Weyl).
-            # The hash of a tuple is not mixed enough: one of five targets had a third of all keys.
-            score = key * factor % 1.0
+            # Multiplying modulo a prime is universal hashing (Carter and Wegman, 1979). A tuple's
+            # hash is not mixed enough: one of five targets had a third of all keys.
+            score: float = key * factor % _PRIME
             if self._weighted:
-                score = math.log(score or _LEAST) / target.weight
+                score = math.log((score + 0.5) / _PRIME) / target.weight
             if score > highest:
                 best, highest = target, score
         if best is None:
@@ -456,13 +459,12 @@ class RendezvousHash(KeyPolicy):
         return best
 
 
-_LEAST = 2.0**-53
+_PRIME = 1073741789  # below 2**30, where an int of CPython has one digit
 
 
-def _factor(url: str) -> float:
-    """Between 0 and 1, with all the digits that a float has."""
+def _factor(url: str) -> int:
     digest = hashlib.blake2b(url.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11 | 1) / 2**53
+    return int.from_bytes(digest, "big") % (_PRIME - 1) + 1
 
 
 @dataclass(eq=False)
