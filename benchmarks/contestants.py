@@ -118,9 +118,16 @@ def targets_command(folder: Path, ports: list[int]) -> list[str]:
 
 
 def proxy_command(
-    name: str, python: str, folder: Path, port: int, targets: list[int], connections: int
+    name: str,
+    python: str,
+    folder: Path,
+    port: int,
+    targets: list[int],
+    connections: int,
+    policy: str = "hash_ring",
 ) -> list[str]:
-    """Configure the proxy of that name in the folder; the command line that starts it."""
+    """Configure the proxy of that name in the folder; the command line that starts it. ``policy``
+    is for pyproxy."""
     config = folder / "config"
     addresses = [f"{HOST}:{target}" for target in targets]
     if name.startswith("nginx"):
@@ -141,6 +148,7 @@ def proxy_command(
         settings = {
             "listen": f"http://{HOST}:{port}",
             "targets": [f"http://{address}" for address in addresses],
+            "policy": policy,
             "access_log": None,
             "limits": {"connections": connections},
             "timeouts": {"keep_alive": 600},
