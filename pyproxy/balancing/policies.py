@@ -14,7 +14,7 @@ import math
 import random
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +75,7 @@ class Policy:
     """The base: keeps who is live."""
 
     live: Targets = ()
+    timed = False  # whether it wants to hear what ``answered`` tells
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         """``live`` are those among ``everyone`` who serve now; called whenever that changes."""
@@ -87,9 +88,12 @@ class Policy:
         """A number in 0 … 1 that decides whether a target that starts slowly gets a request."""
         return request.number * _GOLDEN % 1
 
-    def rest(self, without: Collection[Target]) -> Sequence[Target]:
+    def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
+        """A target's response head came after ``seconds``."""
+
+    def rest(self, without: Collection[Target]) -> Targets:
         """Those who may be chosen; at least one."""
-        rest = [one for one in self.live if one not in without] if without else self.live
+        rest = tuple([one for one in self.live if one not in without]) if without else self.live
         if not rest:
             raise EmptyRing("no target is left")
         return rest
@@ -108,7 +112,7 @@ class RingPolicy(Policy):
 
     def ring_without(self, without: Collection[Target]) -> HashRing[Target]:
         """Of those who may be chosen. Kept, as who is full is so for many requests."""
-        rest = tuple(self.rest(without))
+        rest = self.rest(without)
         ring = self._rings.get(rest)
         if ring is None:
             if len(self._rings) == 64:
@@ -169,12 +173,12 @@ class LeastConnections(Policy):
         rest = self.rest(without)
         start = request.number % len(rest)
         best = rest[start]
-        for at in range(start - len(rest), start):  # once around, from `start` on
-            target = rest[at]
-            if target.in_flight < best.in_flight:
-                best = target
-            if not best.in_flight:
-                break
+        if least := best.in_flight:
+            for target in rest[start:] + rest[:start]:
+                if target.in_flight < least:
+                    best, least = target, target.in_flight
+                    if not least:
+                        break
         return best
 
 
@@ -209,6 +213,8 @@ class LeastResponseTime(Policy):
     """
 
     HALF_LIFE = 5.0  # seconds
+    BURST = 0.37  # seconds in which a twentieth of an average fades
+    timed = True
     _refreshed = -math.inf
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
@@ -233,8 +239,7 @@ class LeastResponseTime(Policy):
         rest = self.rest(without)
         start = request.number % len(rest)
         best, least = rest[start], math.inf
-        for at in range(start - len(rest), start):  # once around, from `start` on
-            target = rest[at]
+        for target in rest[start:] + rest[:start]:
             cost = (target.response_time + 1e-6) * (target.in_flight + 1)
             if cost < least:
                 best, least = target, cost
@@ -253,21 +258,17 @@ class LeastResponseTime(Policy):
         self._guess()
 
     def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
-        """A target's response head came after ``seconds``."""
-        first = target.timed_at == -math.inf
+        elapsed = now - target.timed_at
         if status >= 500:
-            if first:
+            if elapsed == math.inf:
                 return  # what it takes to fail says nothing
             seconds = max(seconds, target.response_time)
-        if first:
-            target.response_time, target.timed_at = seconds, now
-            self._guess()
-            return
-        fading = 0.5 ** ((now - target.timed_at) / self.HALF_LIFE)
         # At least a twentieth: a burst of answers counts as more than one.
-        share = max(1 - fading, 0.05)
+        share = 0.05 if elapsed < self.BURST else 1 - 0.5 ** (elapsed / self.HALF_LIFE)
         target.response_time += (seconds - target.response_time) * share
         target.timed_at = now
+        if elapsed == math.inf:
+            self._guess()
 
 
 def _hash(key: str) -> int:

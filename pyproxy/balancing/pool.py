@@ -9,7 +9,6 @@ from pyproxy.balancing.policies import (
     Asked,
     FunctionPolicy,
     HashRingPolicy,
-    LeastResponseTime,
     Policy,
     Targets,
     weighted_ring,
@@ -57,7 +56,7 @@ class TargetPool:
         self.targets: Targets = tuple(targets)
         self.live: Targets = ()
         self.policy = policy or HashRingPolicy()
-        self.timed = isinstance(self.policy, LeastResponseTime)  # wants to hear of `answered`
+        self.timed = self.policy.timed  # wants to hear of `answered`
         self._max_fails = max_fails
         self._max_evicted = max_evicted
         self._queue_size = queue_size
@@ -175,7 +174,7 @@ class TargetPool:
 
     def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
         """A response head came after ``seconds``."""
-        if isinstance(self.policy, LeastResponseTime):
+        if self.timed:
             with self._lock:
                 self.policy.answered(target, seconds, status, now)
 
