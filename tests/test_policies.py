@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -226,6 +227,12 @@ def test_what_failed_on_one_target_spreads_over_all_the_others(name: str) -> Non
     assert len(second) == 4
     for count in second.values():
         assert count == pytest.approx(second.total() / 4, rel=0.15)
+
+
+def test_the_clients_of_a_heavy_target_spread_over_the_others_too() -> None:
+    pool = weighted("ip_hash", 2, 1, 1)
+    pool.evict(pool.targets[0], "gone")
+    assert spread(pool, 10_000)[1:] == pytest.approx([5000, 5000], rel=0.05)
 
 
 @every_policy
@@ -923,6 +930,64 @@ def test_what_is_under_way_is_counted_exactly_by_many_threads(name: str) -> None
     assert sum(target.in_flight for target in pool.targets) == rounds // 3 * threads
 
 
+class Hesitant(Target):
+    """Lets other threads run whenever its counts are read: between a read and a write, too."""
+
+    __slots__ = ("_in_flight", "_response_time")
+
+    @property
+    def in_flight(self) -> int:
+        value = self._in_flight
+        time.sleep(1e-6)
+        return value
+
+    @in_flight.setter
+    def in_flight(self, value: int) -> None:
+        self._in_flight = value
+
+    @property
+    def response_time(self) -> float:
+        value = self._response_time
+        time.sleep(1e-6)
+        return value
+
+    @response_time.setter
+    def response_time(self, value: float) -> None:
+        self._response_time = value
+
+
+def hesitant_pool(name: str) -> TargetPool:
+    ports = (8001, 8002)
+    return pool_with(name, [Hesitant(f"http://localhost:{at}", "localhost", at) for at in ports])
+
+
+@pytest.mark.parametrize("name", ["hash_ring", "least_connections"])
+def test_counts_are_exact_whenever_threads_meet(name: str) -> None:
+    pool = hesitant_pool(name)
+
+    def work() -> None:
+        for number in range(30):
+            target = pool.pick(Ask())
+            if number % 2:
+                pool.release(target)
+
+    run_together([work] * 4)
+    assert sum(target.in_flight for target in pool.targets) == 60
+
+
+def test_response_times_are_exact_whenever_threads_meet() -> None:
+    pool = hesitant_pool("least_response_time")
+    target = pool.targets[0]
+    pool.answered(target, 1.0, 200, 1000.0)
+
+    def work() -> None:
+        for _ in range(20):
+            pool.answered(target, 0.5, 200, 1000.0)
+
+    run_together([work] * 4)
+    assert target.response_time == pytest.approx(0.5 + 0.5 * 0.95**80)
+
+
 @pytest.mark.parametrize("name", IN_TURN)
 def test_turns_are_exact_across_threads(name: str) -> None:
     pool = weighted(name, 5, 1, 2)
@@ -935,24 +1000,6 @@ def test_turns_are_exact_across_threads(name: str) -> None:
     with often_switching():
         run_together([functools.partial(work, mine) for mine in got])
     assert [sum(mine[target] for mine in got) for target in pool.targets] == [2000, 400, 800]
-
-
-def test_response_times_take_every_answer_of_many_threads_into_account() -> None:
-    def times(threads: int) -> tuple[float, float]:
-        pool = pool_of("least_response_time", 1)
-        target = pool.targets[0]
-        pool.answered(target, 1.0, 200, 1000.0)
-
-        def work() -> None:
-            for _ in range(80 // threads):
-                pool.answered(target, 0.5, 200, 1000.0)
-
-        with often_switching():
-            run_together([work] * threads)
-        return target.response_time, target.timed_at
-
-    assert times(8) == times(1)
-    assert times(8)[0] == pytest.approx(0.5 + 0.5 * 0.95**80)
 
 
 @pytest.mark.parametrize("name", ["least_connections", "first", "hash_ring", "consistent_hash"])

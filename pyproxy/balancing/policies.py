@@ -214,6 +214,7 @@ class LeastResponseTime(Policy):
 
     HALF_LIFE = 5.0  # seconds
     BURST = 0.37  # seconds in which a twentieth of an average fades
+    LEAST = 1e-6  # seconds; with 0 the requests under way wouldn't count
     timed = True
     _refreshed = -math.inf
 
@@ -228,7 +229,7 @@ class LeastResponseTime(Policy):
     def _guess(self) -> None:
         """Takes those who haven't answered yet for average ones."""
         known = [one.response_time for one in self.live if one.timed_at > -math.inf]
-        average = sum(known) / len(known) if known else 0.0
+        average = sum(known) / len(known) if known else self.LEAST
         for one in self.live:
             if one.timed_at == -math.inf:
                 one.response_time = average
@@ -240,7 +241,7 @@ class LeastResponseTime(Policy):
         start = request.number % len(rest)
         best, least = rest[start], math.inf
         for target in rest[start:] + rest[:start]:
-            cost = (target.response_time + 1e-6) * (target.in_flight + 1)
+            cost = target.response_time * (target.in_flight + 1)
             if cost < least:
                 best, least = target, cost
         return best
@@ -265,7 +266,8 @@ class LeastResponseTime(Policy):
             seconds = max(seconds, target.response_time)
         # At least a twentieth: a burst of answers counts as more than one.
         share = 0.05 if elapsed < self.BURST else 1 - 0.5 ** (elapsed / self.HALF_LIFE)
-        target.response_time += (seconds - target.response_time) * share
+        average = target.response_time + (seconds - target.response_time) * share
+        target.response_time = average or self.LEAST
         target.timed_at = now
         if elapsed == math.inf:
             self._guess()
