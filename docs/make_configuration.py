@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, declared
-from pyproxy.settings import PoolSettings, Route, Settings, TargetSettings, plain
+from pyproxy.settings import Listen, PoolSettings, Route, Settings, TargetSettings, plain
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -42,6 +42,7 @@ def policies() -> str:
 
 MADE = {
     "settings": lambda: table(Settings),
+    "listen": lambda: table(Listen),
     "target": lambda: table(TargetSettings),
     "route": lambda: table(Route),
     "policies": policies,

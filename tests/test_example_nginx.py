@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +109,32 @@ def test_the_backup_serves_while_all_three_are_down(
         assert names(ask(proxy, 6)) == {first}
         targets[BACKUP].kill()
         assert names(ask(proxy, 3)) == {first}
+
+
+def test_with_a_domain_http_leads_to_https(targets: dict[str, Program], tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="makes the certificate (extra tls-tools)")
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    assert run("certificate", "seminar.localhost", cwd=tmp_path).returncode == 0
+    overlay = json.loads(SETTINGS.with_name("appsettings.https.json").read_text())
+    overlay["listen"][0]["url"] = "http://127.0.0.1:0"
+    over = {
+        "PYPROXY_ENVIRONMENT": "https",
+        "PYPROXY_LISTEN": json.dumps([overlay["listen"][0], "https://127.0.0.1:0"]),
+        "PYPROXY_TARGETS": ",".join(one.url for one in targets.values()),
+    }
+    with program("--config", str(SETTINGS), env=over, cwd=tmp_path) as running:
+        https, http = running.wait_for(r"listens on (https:\S+), (http:\S+) ").groups()
+        port, secure = http.rpartition(":")[2], https.rpartition(":")[2]
+        done = subprocess.run(
+            [
+                *("curl", "-sSL", "--cacert", "cert.pem"),
+                *("-w", " %{url_effective} %{num_redirects}"),
+                f"http://seminar.localhost:{port}/a?b",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert done.stdout == f"Hello, world! https://seminar.localhost:{secure}/a?b 1", done.stderr
