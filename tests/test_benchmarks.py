@@ -1,4 +1,4 @@
-"""benchmarks/compare.py still runs: numbers are for docs/benchmarks.md, not for a test."""
+"""The benchmarks still run: numbers are for docs/benchmarks.md, not for a test."""
 
 import os
 import shutil
@@ -31,3 +31,37 @@ def test_the_comparison_measures_each_case_it_is_asked_for() -> None:
         measured, peer = row.split("|")[2:4]
         assert int(measured.split()[0].replace(",", "")) > 0
         assert int(peer.split()[0].replace(",", "")) > 0
+
+
+def test_the_cost_of_policies_is_measured() -> None:
+    script = str(ROOT / "benchmarks" / "policies.py")
+    done = subprocess.run(
+        [sys.executable, script, "--repeats=1", "--only=hash_ring,consistent_hash"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("hash_ring", "consistent_hash"):
+        [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} ")]
+        assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[2:9])
+    assert "1,000 targets of 100 virtual nodes is built in" in done.stdout
+
+
+@pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+def test_a_policy_is_measured_in_a_proxy_beside_hash_ring() -> None:
+    script = str(ROOT / "benchmarks" / "policies.py")
+    done = subprocess.run(
+        [sys.executable, script, "--paired", "--rounds=1", "--repeats=1", "--only=random"],
+        env={**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, row = done.stdout.splitlines()
+    assert row.startswith("| random |")
+    assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[2:8])

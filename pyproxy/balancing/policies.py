@@ -237,7 +237,9 @@ class LeastResponseTime(Policy):
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         if now - self._refreshed > 1.0:
             self._refresh(now)
-        rest = self.rest(without)
+        rest = self.live
+        if without or not rest:
+            rest = self.rest(without)
         start = request.number % len(rest)
         best, least = rest[start], math.inf
         for target in rest[start:] + rest[:start]:

@@ -173,10 +173,9 @@ class TargetPool:
                 self._call_next()
 
     def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
-        """A response head came after ``seconds``."""
-        if self.timed:
-            with self._lock:
-                self.policy.answered(target, seconds, status, now)
+        """A response head came after ``seconds``; only a policy that is ``timed`` cares."""
+        with self._lock:
+            self.policy.answered(target, seconds, status, now)
 
     def queue_up(self, request: Asked, tried: Targets = (), wish: Target | None = None) -> Place:
         """A place in the queue, after ``AllBusy``. Raises ``Overloaded`` if that is full."""
