@@ -16,7 +16,7 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pyproxy.balancing.hashring import HashRing
 from pyproxy.balancing.target import Target
@@ -428,26 +428,40 @@ class RendezvousHash(KeyPolicy):
 
     Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998): the target
     whose hash with the key is highest. Weighted by -weight / log(hash) (Schindelhauer, Schomaker,
-    2005). Evener than ``consistent_hash``, and no points to keep. Cost: O(n).
+    2005). Evener than ``consistent_hash``, and no points to keep. Cost: O(n), but O(1) for
+    a key that was asked for lately.
     """
 
     key: str = option("client", KEY_HELP, key_text)
+    REMEMBERED: ClassVar[int] = 10_000  # keys
 
     def __post_init__(self) -> None:
         self._key = _key(self.key)
         self._factors: list[tuple[Target, int]] = []
+        self._chosen: dict[int, Target] = {}  # by key, of those who are live now
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
         known = dict(self._factors)
         self._factors = [(one, known.get(one) or _factor(one.url)) for one in live]
         self._weighted = len({one.weight for one in live}) > 1
+        self._chosen.clear()
 
     def key_of(self, request: Asked) -> int:
         return _hash(self._key(request) or request.address)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         key = self.key_of(request)
+        if without:
+            return self._best(key, without)
+        target = self._chosen.get(key)
+        if target is None:
+            if len(self._chosen) == self.REMEMBERED:
+                self._chosen.clear()
+            target = self._chosen[key] = self._best(key, without)
+        return target
+
+    def _best(self, key: int, without: Collection[Target]) -> Target:
         best, highest = None, -math.inf
         for target, factor in self._factors:
             if without and target in without:
