@@ -19,7 +19,7 @@ from pyproxy import net
 
 log = logging.getLogger(__name__)
 
-_RECEIVE = 65536  # bytes asked for at once: several records
+_RECEIVE = 32768  # bytes asked for at once: a whole record, and more
 _LOOK_EVERY = 1.0  # seconds between looks whether a certificate's file has changed
 
 MIN_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -52,6 +52,7 @@ class TLSSocket:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closed = False
+        self._pending, self._read, self._write = self._tls.pending, self._tls.read, self._tls.write
 
     def handshake(self, seconds: float) -> None:
         """Within ``seconds`` in all; afterwards the socket's receive time-out is to be set anew.
@@ -91,29 +92,36 @@ class TLSSocket:
         return self._tls.selected_alpn_protocol()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        return self._receive(lambda: self._tls.read(size), flags) or b""
+        while True:
+            if not (self._incoming.pending or self._pending()):
+                self._take_in(flags)
+            try:
+                with self._lock:
+                    return self._read(size)
+            except ssl.SSLWantReadError:
+                self._answer()
+            except ssl.SSLZeroReturnError:
+                return b""
 
     def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int:
-        return self._receive(lambda: self._tls.read(len(buffer), buffer), flags) or 0
-
-    def _receive(self, read: Any, flags: int) -> Any:
-        """What ``read`` gets, as soon as there is something; None at the end."""
         while True:
-            if self._incoming.pending or self._tls.pending():
+            if not (self._incoming.pending or self._pending()):
+                self._take_in(flags)
+            try:
                 with self._lock:
-                    try:
-                        return read()
-                    except ssl.SSLWantReadError:
-                        pass
-                    except ssl.SSLZeroReturnError:
-                        return None
+                    return self._tls.read(len(buffer), buffer)  # type: ignore[return-value]
+            except ssl.SSLWantReadError:
                 self._answer()
-            data = self.plain.recv(_RECEIVE, flags)
-            with self._lock:
-                if not data:
-                    # Without a word before: a truncation, for all that one can know.
-                    raise ConnectionResetError("closed without a TLS end")
-                self._incoming.write(data)
+            except ssl.SSLZeroReturnError:
+                return 0
+
+    def _take_in(self, flags: int) -> None:
+        data = self.plain.recv(_RECEIVE, flags)
+        if not data:
+            # Without a word before: a truncation, for all that one can know.
+            raise ConnectionResetError("closed without a TLS end")
+        with self._lock:
+            self._incoming.write(data)
 
     def _answer(self) -> None:
         """What TLS itself has to say to what came, an update of keys for example."""
@@ -126,9 +134,9 @@ class TLSSocket:
     def sendall(self, data: bytes | memoryview, flags: int = 0) -> None:
         with self._sending:
             with self._lock:
-                view = memoryview(data)
-                while view:
-                    view = view[self._tls.write(view) :]
+                # Memory takes all at once; a write of nothing would be an error.
+                if data:
+                    self._write(data)
                 encrypted = self._outgoing.read()
             self.plain.sendall(encrypted, flags)
 

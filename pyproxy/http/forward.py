@@ -320,7 +320,9 @@ class Forwarder:
         head, rest = connection.receive_head(request.watch)
         while head.status < 200:
             if head.status == 101:
-                raise BadReply("switched protocols unasked")
+                if not request.fields.upgrade or b"\r\nUpgrade: " not in head.ready:
+                    raise BadReply("switched protocols unasked")
+                break
             request.client.relay_interim(request, head)
             head, rest = connection.receive_head(request.watch, rest)
         request.answered = now = time.monotonic()

@@ -162,6 +162,7 @@ class RequestFields:
         "keep_alive",
         "length",
         "lines",
+        "upgrade",
     )
 
     def __init__(self, block: bytes, minor: int) -> None:
@@ -178,6 +179,7 @@ class RequestFields:
         self.length, self.chunked = facts.length, facts.chunked
         self.keep_alive = facts.keep_alive(minor)
         self.expects = self._expectation()
+        self.upgrade = _upgrade(lines, facts) if minor else None
         dropped = facts.dropped()
         if not minor:
             dropped |= {b"expect"}  # RFC 9110, 10.1.1
@@ -185,6 +187,9 @@ class RequestFields:
         if any(value.lower() == b"trailers" for name, value, _ in lines if name == b"te"):
             te = b"TE: trailers\r\nConnection: TE\r\n"
             self._kept.append((b"te", b"trailers", te))
+        if self.upgrade:
+            line = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self.upgrade
+            self._kept.append((b"upgrade", self.upgrade, line))
         self._at_peer: dict[Peer, bytes] = {}
 
     def _expectation(self) -> bool:
@@ -283,6 +288,16 @@ def _title(name: bytes) -> bytes:
     return b"X-Real-IP" if name == b"x-real-ip" else name.title()
 
 
+def _upgrade(lines: Fields, facts: "_Facts") -> bytes | None:
+    """The protocols a request would switch to (RFC 9110, 7.8), but for h2c: behind that a target
+    would take requests that nobody has looked at. None for a request with a body."""
+    if b"upgrade" not in facts.options or facts.length or facts.chunked:
+        return None
+    asked = [value for name, value, _ in lines if name == b"upgrade"]
+    names = [one.strip(b" \t") for one in b",".join(asked).split(b",")]
+    return b", ".join(one for one in names if one and one.lower() != b"h2c") or None
+
+
 class ReplyHead:
     """The head of a target's response: facts, and the bytes that go to the client."""
 
@@ -308,6 +323,9 @@ class ReplyHead:
         if self.status < 200 or self.status == 204:
             dropped |= {b"content-length"}  # RFC 9110, 8.6
         kept = [line for name, _, line in lines if name not in dropped]
+        if self.status in (101, 426):  # these say what to switch to
+            upgrades = [value for name, value, _ in lines if name == b"upgrade"]
+            kept += [b"Connection: Upgrade\r\nUpgrade: %b\r\n" % one for one in upgrades]
         # The status line, the fields kept, and (ready) the empty line.
         self.kept = b"HTTP/1.1 %b %b\r\n%b" % (status, reason or b"", b"".join(kept))
         self.ready = self.kept + b"\r\n"
