@@ -11,6 +11,7 @@ from pyproxy import tls
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import Target
+from pyproxy.connections import Connections
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.health.checks import check_as
 from pyproxy.health.discovery import Discovery
@@ -18,7 +19,6 @@ from pyproxy.health.history import History
 from pyproxy.health.recovery import RecoveryThread
 from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
-from pyproxy.http.connections import Connections
 from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.static import Files

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, overload
@@ -220,3 +221,25 @@ def reset_on_close(sock: Socket) -> None:
     """Makes ``close`` send a reset, which nobody can take for the end of a body."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+
+
+class Buffers:
+    """Buffers of 256 KiB for long bodies, lent to one thread at a time."""
+
+    SIZE = 262144
+    MOST = 32  # kept when nobody uses them
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return memoryview(bytearray(self.SIZE))
+
+    def give_back(self, buffer: memoryview) -> None:
+        with self._lock:
+            if len(self._free) < self.MOST:
+                self._free.append(buffer)

@@ -15,7 +15,10 @@ FLOORS = (
     ("tls",),
     ("balancing",),
     ("settings",),
-    ("http", "tcp", "health"),
+    ("connections",),
+    ("listener",),
+    ("tcp",),
+    ("http", "health"),
     ("control",),
     ("app",),
     ("scaling", "lab", "contrib"),
@@ -267,13 +270,13 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 def test_nothing_sleeps_where_it_could_be_woken() -> None:
-    """``server`` may: when this machine has run out of something, nothing tells when it is over."""
+    """``listener`` may: when this machine is out of something, nothing tells when that is over."""
 
     def sleeps(tree: ast.Module) -> list[int]:
         return uses(tree, "time.sleep")
 
-    assert places(sleeps, "pyproxy.http.server") == []
-    assert len(sleeps(MODULES["pyproxy.http.server"])) == 1
+    assert places(sleeps, "pyproxy.listener") == []
+    assert len(sleeps(MODULES["pyproxy.listener"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from pyproxy.http.message import (
     request_fields,
     request_lines,
 )
-from pyproxy.http.relay import Buffers, relay_response
+from pyproxy.http.relay import relay_response
 from pyproxy.http.upload import Upload
 from pyproxy.tls import NotTLS, ServerTLS
 
@@ -291,7 +291,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def _read_whole(self, came: bytes, length: int) -> memoryview:
         """A body of known length, in a lent buffer: allocating one costs more than to copy it."""
-        if length <= Buffers.SIZE:
+        if length <= net.Buffers.SIZE:
             self.lent = self.server.buffers.take()
         body = (self.lent or memoryview(bytearray(length)))[:length]
         at = len(came)

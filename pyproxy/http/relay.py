@@ -7,7 +7,6 @@ chunked               chunked                     until close
 until close           chunked                     until close
 """
 
-import threading
 from typing import TYPE_CHECKING
 
 from pyproxy import net
@@ -18,28 +17,6 @@ from pyproxy.http.message import connection_line
 
 if TYPE_CHECKING:
     from pyproxy.http.handler import ProxyHandler
-
-
-class Buffers:
-    """Buffers of 256 KiB for long bodies, lent to one thread at a time."""
-
-    SIZE = 262144
-    MOST = 32  # kept when nobody uses them
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: list[memoryview] = []
-
-    def take(self) -> memoryview:
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-        return memoryview(bytearray(self.SIZE))
-
-    def give_back(self, buffer: memoryview) -> None:
-        with self._lock:
-            if len(self._free) < self.MOST:
-                self._free.append(buffer)
 
 
 def relay_response(client: "ProxyHandler", request: Request, reply: Reply) -> bool:
@@ -71,7 +48,7 @@ def _relay_length(client: "ProxyHandler", request: Request, reply: Reply, length
     buffer = buffers.take()
     try:
         while left:
-            view = buffer if left >= Buffers.SIZE else buffer[:left]
+            view = buffer if left >= net.Buffers.SIZE else buffer[:left]
             received = connection.receive_into(view, request.watch)
             if not received:
                 raise ConnectionLost(f"closed {left} bytes before the end of a body")
