@@ -38,6 +38,10 @@ _ESTABLISHED = b"\x01"
 
 _PIECE = 262144  # bytes
 
+# For a poller.
+POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
+POLLERR, POLLHUP = getattr(select, "POLLERR", 8), getattr(select, "POLLHUP", 16)
+
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux: the other side will send no more
 
 
@@ -46,6 +50,7 @@ class Socket(Protocol):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes: ...
     def recv_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> int: ...
+    def send(self, data: bytes | memoryview, /) -> int: ...
     def sendall(self, data: bytes | memoryview, flags: int = 0, /) -> None: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
@@ -178,6 +183,40 @@ def hung_up(sock: Socket) -> bool:
     poll = select.poll()
     poll.register(sock, _HUNG_UP)
     return bool(poll.poll(0))
+
+
+class _SelectPoller:
+    """As much of ``select.poll`` as is needed here, for Windows."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, int] = {}
+
+    def register(self, fd: int, events: int, /) -> None:
+        self._wanted[fd] = events
+
+    def unregister(self, fd: int, /) -> None:
+        del self._wanted[fd]
+
+    def poll(self, milliseconds: float, /) -> list[tuple[int, int]]:
+        readers = [fd for fd, events in self._wanted.items() if events & POLLIN]
+        writers = [fd for fd, events in self._wanted.items() if events & POLLOUT]
+        ready = select.select(readers, writers, list(self._wanted), milliseconds / 1000)
+        found: dict[int, int] = {}
+        for event, fds in zip((POLLIN, POLLOUT, POLLERR), ready, strict=True):
+            for fd in fds:
+                found[fd] = found.get(fd, 0) | event
+        return list(found.items())
+
+
+class Poller(Protocol):
+    def register(self, fd: int, events: int, /) -> None: ...
+    def unregister(self, fd: int, /) -> None: ...
+    def poll(self, milliseconds: float, /) -> list[tuple[int, int]]: ...
+
+
+def poller() -> Poller:
+    """A ``select.poll``, or the like where there is none."""
+    return select.poll() if hasattr(select, "poll") else _SelectPoller()
 
 
 def send_both(sock: Socket, head: bytes, body: bytes | memoryview) -> None:

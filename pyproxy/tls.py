@@ -53,6 +53,7 @@ class TLSSocket:
         self._sending = threading.Lock()
         self._closed = False
         self._pending, self._read, self._write = self._tls.pending, self._tls.read, self._tls.write
+        self.unsent = b""  # encrypted, by ``send``
 
     def handshake(self, seconds: float) -> None:
         """Within ``seconds`` in all; afterwards the socket's receive time-out is to be set anew.
@@ -139,6 +140,29 @@ class TLSSocket:
                     self._write(data)
                 encrypted = self._outgoing.read()
             self.plain.sendall(encrypted, flags)
+
+    def send(self, data: bytes | memoryview) -> int:
+        """As much of ``data`` as TLS takes on a socket that doesn't wait; what the kernel doesn't
+        take of that is ``unsent``, and goes out with the next call. One thread sends like this."""
+        with self._sending:
+            self._send_rest()
+            if self.unsent:
+                raise BlockingIOError
+            with self._lock:
+                taken = self._tls.write(data[:_RECEIVE]) if data else 0
+                self.unsent = self._outgoing.read()
+            self._send_rest()
+        return taken
+
+    def _send_rest(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if self.unsent:
+                self.unsent = self.unsent[self.plain.send(self.unsent) :]
+
+    @property
+    def buffered(self) -> bool:
+        """There may be something to receive that has left the kernel."""
+        return bool(self._incoming.pending or self._tls.pending())
 
     def shutdown(self, how: int) -> None:
         """Tells the other side of the end too, where it ends the sending."""
