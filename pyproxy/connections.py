@@ -15,9 +15,12 @@ _GRACE = 1.0  # seconds in which a new connection's first request may come befor
 
 class Connection(Protocol):
     request: net.Socket
-    idle_since: float  # time.monotonic(); 0.0 while a request is under way
     served: int
     ended: bool
+
+    @property
+    def idle_since(self) -> float:
+        """``time.monotonic()``; 0.0 while a request is under way."""
 
 
 class Connections:
@@ -30,7 +33,7 @@ class Connections:
         self.hurry = False
         self._open: set[Connection] = set()
         self._waiting = 0
-        self._draining = False
+        self.draining = False
         self._over = False
         # Protects all of the above; notified when a connection ends.
         self._ended = threading.Condition()
@@ -56,7 +59,7 @@ class Connections:
                 self._end_idle(1)
             self._ended.wait(0.1)  # some become idle without a notice
         self._waiting -= 1
-        self.hurry = self._draining or self._waiting > 0
+        self.hurry = self.draining or self._waiting > 0
         return not self._over
 
     def leave(self, connection: Connection) -> None:
@@ -72,7 +75,7 @@ class Connections:
             for one in self._open
             if one.idle_since
             and not one.ended
-            and (one.served or self._draining or now - one.idle_since > _GRACE)
+            and (one.served or self.draining or now - one.idle_since > _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True
@@ -81,7 +84,7 @@ class Connections:
     def hurry_up(self) -> None:
         """The end has begun: what is under way, or waits for its place, is the last."""
         with self._ended:
-            self._draining = self.hurry = True
+            self.draining = self.hurry = True
 
     def end_idle(self) -> None:
         """Ends all idle connections."""

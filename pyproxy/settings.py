@@ -266,6 +266,9 @@ class TargetTimeouts:
     send: float = option(
         60.0, "either side's taking nothing of what is sent to it", duration, "seconds"
     )
+    idle: float = option(
+        600.0, "silence of both sides after an Upgrade, or in TCP mode", duration, "seconds"
+    )
 
 
 @dataclass(frozen=True)

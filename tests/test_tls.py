@@ -323,6 +323,26 @@ def test_files_go_out_over_tls(local: tuple[str, str], tmp_path: Path) -> None:
         assert wire.read_message().body == (tmp_path / "big").read_bytes()
 
 
+def test_upgrades_go_over_tls(local: tuple[str, str]) -> None:
+    size = 5_000_000
+
+    def echo(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+        wire.send(wire.read_exactly(size))
+
+    ask = GET[:-2] + b"Connection: upgrade\r\nUpgrade: echo\r\n\r\n"
+    with (
+        RawTarget(echo) as target,
+        Proxy(targets=[target.url], **over(local)) as proxy,
+        connect(proxy.url, trusting(local)) as wire,
+    ):
+        wire.send(ask)
+        assert wire.read_head().status == 101
+        wire.send(bytes(size))
+        assert wire.read_to_end() == bytes(size), "and its end is said in TLS"
+
+
 # Redirect
 
 

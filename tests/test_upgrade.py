@@ -24,8 +24,9 @@ from tests.support import (
 
 websockets = pytest.importorskip("websockets")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
-from websockets.sync.client import connect  # noqa: E402
+from websockets.sync.client import ClientConnection, connect  # noqa: E402
 from websockets.sync.server import ServerConnection, serve  # noqa: E402
+from websockets.typing import Subprotocol  # noqa: E402
 
 ASK = b"GET /chat HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo/1\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo/1\r\n\r\n"
@@ -63,7 +64,9 @@ def websocket_echo(connection: ServerConnection) -> None:
 
 @pytest.fixture
 def websocket_target() -> Iterator[str]:
-    with serve(websocket_echo, "127.0.0.1", 0, max_size=None, subprotocols=["chat"]) as server:  # type: ignore[list-item]
+    with serve(
+        websocket_echo, "127.0.0.1", 0, max_size=None, subprotocols=[Subprotocol("chat")]
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.socket.getsockname()[1]}"
@@ -71,13 +74,14 @@ def websocket_target() -> Iterator[str]:
         thread.join()
 
 
-def ws(proxy: Proxy) -> str:
-    return proxy.url.replace("http:", "ws:") + "/chat?x=1"
+def ws(proxy: Proxy) -> ClientConnection:
+    url = proxy.url.replace("http:", "ws:") + "/chat?x=1"
+    return connect(url, max_size=None, subprotocols=[Subprotocol("chat")])
 
 
 def test_messages_of_every_kind_go_both_ways(websocket_target: str) -> None:
     with Proxy(targets=[websocket_target]) as proxy:
-        with connect(ws(proxy), max_size=None, subprotocols=["chat"]) as socket:  # type: ignore[list-item]
+        with ws(proxy) as socket:
             assert socket.subprotocol == "chat"
             for message in ("text", b"binary", "", b"\x00" * 1048576, "я" * 70000):
                 socket.send(message)
@@ -93,9 +97,9 @@ def test_messages_of_every_kind_go_both_ways(websocket_target: str) -> None:
 
 def test_what_the_client_closes_is_closed_with_its_code(websocket_target: str) -> None:
     with Proxy(targets=[websocket_target]) as proxy:
-        socket = connect(ws(proxy))
-        socket.close(4000, "enough")
-        assert socket.close_code == 4000
+        with ws(proxy) as socket:
+            socket.close(4000, "enough")
+            assert socket.close_code == 4000
         eventually(lambda: proxy.pool.targets[0].in_flight == 0)
 
 
@@ -103,7 +107,7 @@ def test_a_websocket_fails_over_like_any_request(websocket_target: str) -> None:
     dead = f"http://127.0.0.1:{closed_port()}"
     with Proxy(targets=[dead, websocket_target], sleeping=60) as proxy:
         for _ in range(3):
-            with connect(ws(proxy)) as socket:
+            with ws(proxy) as socket:
                 socket.send("x")
                 assert socket.recv(DEADLINE) == "x"
         assert len(proxy.pool.evicted()) == 1
@@ -115,7 +119,7 @@ def test_a_refused_handshake_reaches_the_client() -> None:
     )
     with RawTarget(replying(refusal)) as target, Proxy(targets=[target.url]) as proxy:
         with pytest.raises(InvalidStatus) as refused:
-            connect(ws(proxy))
+            ws(proxy)
         assert refused.value.response.status_code == 426
         assert refused.value.response.headers["Upgrade"] == "websocket"
         with client(proxy.url) as wire:
@@ -127,7 +131,7 @@ def test_a_refused_handshake_reaches_the_client() -> None:
 def test_with_nobody_left_the_handshake_is_answered_with_503() -> None:
     with Proxy(targets=[f"http://127.0.0.1:{closed_port()}"]) as proxy:
         with pytest.raises(InvalidStatus) as refused:
-            connect(ws(proxy))
+            ws(proxy)
         assert refused.value.response.status_code == 503
 
 

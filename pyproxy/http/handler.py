@@ -34,6 +34,7 @@ from pyproxy.http.message import (
 )
 from pyproxy.http.relay import relay_response
 from pyproxy.http.upload import Upload
+from pyproxy.tcp.relay import Ending, Relay
 from pyproxy.tls import NotTLS, ServerTLS
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         server = self.server
         self.buffer = b""  # received, not yet used
         self.peer = server.peer(self.client_address)
-        self.idle_since = time.monotonic()  # 0.0 while a request is under way
+        self._idle_since = time.monotonic()  # 0.0 while a request is under way
+        self._relay: Relay | None = None  # after a 101
         self.served = 0  # requests
         self.ended = False  # the server has shut the receiving side while it was idle
         self.start = b""  # of the request that is read, for the access log
@@ -76,6 +78,14 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         if not net.INHERITS_OPTIONS:
             server.set_options(self.request)
         self.keep = server.connections.enter(self)
+
+    @property
+    def idle_since(self) -> float:
+        """Since when nothing is under way (``time.monotonic()``), or 0.0. A connection that has
+        changed to another protocol is only ended when all are."""
+        if self._relay and self.server.connections.draining:
+            return self._relay.idle_since
+        return self._idle_since
 
     def handle(self) -> None:
         try:
@@ -188,7 +198,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """The request line and the block of header lines; None when the client is done."""
         buffer = self.buffer
         if not buffer:
-            self.idle_since = time.monotonic()
+            self._idle_since = time.monotonic()
             if self.served:
                 self.set_patience(self.server.timeouts.keep_alive)
                 if self.server.connections.hurry:
@@ -199,7 +209,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 return None
             if not buffer:
                 return None
-            self.idle_since = 0.0
+            self._idle_since = 0.0
         line_end = buffer.find(b"\r\n")
         end = buffer.find(b"\r\n\r\n", line_end) if line_end > 0 else -1
         if end < 0:
@@ -356,6 +366,9 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Sends the response on. From here on the client has seen bytes: when the target fails,
         the connection ends so that the client sees the truncation."""
         head, rest = reply.head, reply.rest
+        if head.status == 101:
+            self.tunnel(request, reply)
+            return
         self.keep = keep = self.stays_open(request)
         self.status, self.size = head.status, 0
         if (
@@ -387,6 +400,27 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             reply.finish(request, whole)
         if upload and upload.reader.done:
             self.buffer = upload.reader.rest
+
+    def tunnel(self, request: Request, reply: Reply) -> None:
+        """After a 101 the bytes are another protocol's (RFC 9110, 7.8): they go both ways as they
+        come, until both sides have ended."""
+        self.keep = False
+        self.status, self.size = 101, 0
+        early, self.buffer = self.buffer, b""
+        try:
+            self.send(reply.head.kept + reply.extra + b"\r\n")
+            self._relay = Relay(
+                self.request,
+                reply.connection.sock,
+                early,
+                reply.rest,
+                idle=self.server.timeouts.idle,
+                buffers=self.server.buffers,
+            )
+            relayed = self._relay.run()
+            self.size, self.broken = relayed.to_client, relayed.ending is Ending.RESET
+        finally:
+            reply.finish(request, False)
 
     def answer(self, request: Request | None, answer: Answer) -> None:
         """The proxy's own answer; to ``request``, or to something that isn't one."""
