@@ -40,6 +40,21 @@ class HTTPError(PyproxyError):
         self.status = status
 
 
+class Malformed(HTTPError):
+    """An HTTP/2 request that RFC 9113 (8.1.1) calls malformed: its stream is reset, unanswered."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(400, text)
+
+
+class ConnectionFault(PyproxyError):
+    """What a client did that ends its HTTP/2 connection (RFC 9113, 5.4.1), with the error code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class NobodyLeft(HTTPError):
     """Every target is evicted or has failed this request: answered as ``unavailable`` says."""
 

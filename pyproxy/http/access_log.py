@@ -17,6 +17,8 @@ import threading
 import time
 from typing import IO
 
+from pyproxy.http.forward import Request
+
 log = logging.getLogger(__name__)
 
 _FLUSH_EVERY = 1.0  # seconds
@@ -43,6 +45,20 @@ class AccessLog:
         if self._path is None:
             return sys.stdout
         return open(self._path, "a", encoding="ascii")
+
+    def request(self, request: Request, line: bytes, status: int, size: int) -> None:
+        """A request that has been answered, or given up by its client."""
+        self.write(
+            request.address,
+            line,
+            status,
+            size,
+            request.fields.get(b"referer"),
+            request.fields.get(b"user-agent"),
+            request.target.url if request.target else "-",
+            request.answered - request.started,
+            request.attempts,
+        )
 
     def write(
         self,

@@ -1,7 +1,10 @@
 """Answer: what the proxy itself says to a request, instead of a target."""
 
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import BinaryIO, Self
+
+from pyproxy.errors import HTTPError, TargetError
 
 
 @dataclass(slots=True)
@@ -28,6 +31,22 @@ class Answer:
     @classmethod
     def text(cls, status: int, text: str, *fields: tuple[str, str]) -> Self:
         return cls(status, text.encode(), [*fields, ("Content-Type", "text/plain; charset=utf-8")])
+
+    @classmethod
+    def refusal(cls, error: HTTPError | TargetError) -> Self:
+        """What a client is told of an error."""
+        answer = cls.text(error.status, str(error))
+        if error.retry_after:
+            answer.fields.append(("Retry-After", str(error.retry_after)))
+        return answer
+
+    @property
+    def head(self) -> list[tuple[str, str]]:
+        """The fields as they are sent: with Date and Content-Length."""
+        head = [("Date", formatdate(usegmt=True)), *self.fields]
+        if not self.bodiless:
+            head.append(("Content-Length", str(self.length)))
+        return head
 
     @property
     def length(self) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from pyproxy.errors import HTTPError
 from pyproxy.http.message import trailer_lines
@@ -10,6 +11,18 @@ _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?",
 )
 _LONGEST_SIZE_LINE = 1024
+
+
+class Decoder(Protocol):
+    """Takes the framing off a body whose length nobody tells in advance."""
+
+    done: bool
+    rest: bytes
+
+    @property
+    def trailers(self) -> bytes: ...
+
+    def feed(self, data: bytes) -> bytes: ...
 
 
 class ChunkedDecoder:
@@ -116,12 +129,14 @@ class BodyReader:
         start: bytes,
         length: int | None,
         limit: int | None,
+        decoder: Decoder | None = None,
     ) -> None:
-        """``length`` is None for a chunked body; ``limit`` is the most bytes it may have."""
+        """``length`` is None for a body that travels chunked, and comes so too unless there is
+        another ``decoder``; ``limit`` is the most bytes it may have."""
         self._receive = receive
         self._data = start
         self._left = length or 0
-        self._decoder = ChunkedDecoder() if length is None else None
+        self._decoder = (decoder or ChunkedDecoder()) if length is None else None
         self._limit = limit
         self.size = 0  # read so far, without framing
         self.chunked = length is None

@@ -14,7 +14,6 @@ import socket
 import socketserver
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
@@ -157,10 +156,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             reply = self.server.service(request)
         except (TargetError, HTTPError) as error:
             log.info("answered %d to %s: %s", error.status, self.peer.address, error)
-            answer = Answer.text(error.status, str(error))
-            if error.retry_after:
-                answer.fields.append(("Retry-After", str(error.retry_after)))
-            self.answer(request, answer)
+            self.answer(request, Answer.refusal(error))
         else:
             if isinstance(reply, Answer):
                 self.answer(request, reply)
@@ -175,24 +171,13 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Answers what is not a request that can be served, and closes."""
         self.unread = True
         log.info("answered %d to %s: %s", error.status, self.peer.address, error)
-        self.answer(None, Answer.text(error.status, str(error)))
+        self.answer(None, Answer.refusal(error))
         if self.server.access_log:
             self.server.access_log.write(self.peer.address, self.start, error.status, self.size)
 
     def log_access(self, request: Request) -> None:
-        log = self.server.access_log
-        assert log
-        log.write(
-            self.peer.address,
-            request.line.line,
-            self.status,
-            self.size,
-            request.fields.get(b"referer"),
-            request.fields.get(b"user-agent"),
-            request.target.url if request.target else "-",
-            request.answered - request.started,
-            request.attempts,
-        )
+        assert self.server.access_log
+        self.server.access_log.request(request, request.line.line, self.status, self.size)
 
     def read_head(self) -> tuple[bytes, bytes] | None:
         """The request line and the block of header lines; None when the client is done."""
@@ -427,10 +412,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.keep = request is not None and self.stays_open(request)
         minor = request.line.minor if request else 1
         lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
-        lines.append(f"Date: {formatdate(usegmt=True)}")
-        lines += [f"{name}: {value}" for name, value in answer.fields]
-        if not answer.bodiless:
-            lines.append(f"Content-Length: {answer.length}")
+        lines += [f"{name}: {value}" for name, value in answer.head]
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + connection_line(minor, self.keep)
         self.status, self.size = answer.status, 0
         if answer.bodiless or (request is not None and request.line.is_head):

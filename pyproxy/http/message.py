@@ -156,6 +156,7 @@ class RequestFields:
         "_at_peer",
         "_kept",
         "_minor",
+        "_version",
         "chunked",
         "expects",
         "host",
@@ -165,10 +166,12 @@ class RequestFields:
         "upgrade",
     )
 
-    def __init__(self, block: bytes, minor: int) -> None:
-        """Raises ``HTTPError`` 400, 417, or 501. ``block`` is whole lines, each with its CRLF."""
+    def __init__(self, block: bytes, minor: int, version: bytes = b"") -> None:
+        """Raises ``HTTPError`` 400, 417, or 501. ``block`` is whole lines, each with its CRLF.
+        ``version`` is what the client speaks, if it isn't HTTP/1.``minor``."""
         self.lines = lines = split_fields(block)
         self._minor = minor
+        self._version = version or b"1.%d" % minor
         hosts = [value for name, value, _ in lines if name == b"host"]
         if len(hosts) > 1 or (minor and not hosts):
             raise HTTPError(400, "a request has exactly one Host")
@@ -228,7 +231,7 @@ class RequestFields:
             kept = [line for line in kept if line[0] != b"host"]
             out.append(b"Host: %b\r\n" % host)
         out += [line for name, _, line in kept if not is_forwarded(name)]
-        out.append(b"Via: 1.%d pyproxy\r\n" % self._minor)
+        out.append(b"Via: %b pyproxy\r\n" % self._version)
         out += _forwarded_lines(kept, peer, host)
         if self.chunked:
             out.append(b"Transfer-Encoding: chunked\r\n")
@@ -301,7 +304,16 @@ def _upgrade(lines: Fields, facts: "_Facts") -> bytes | None:
 class ReplyHead:
     """The head of a target's response: facts, and the bytes that go to the client."""
 
-    __slots__ = ("bodiless", "chunked", "keep_alive", "kept", "length", "ready", "status")
+    __slots__ = (
+        "_fields",
+        "bodiless",
+        "chunked",
+        "keep_alive",
+        "kept",
+        "length",
+        "ready",
+        "status",
+    )
 
     def __init__(self, head: bytes) -> None:
         """``head`` ends with its empty line. Raises ``BadReply``."""
@@ -329,6 +341,19 @@ class ReplyHead:
         # The status line, the fields kept, and (ready) the empty line.
         self.kept = b"HTTP/1.1 %b %b\r\n%b" % (status, reason or b"", b"".join(kept))
         self.ready = self.kept + b"\r\n"
+        self._fields: tuple[tuple[bytes, bytes], ...] | None = None
+
+    @property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The fields kept, as HTTP/2 wants them: names in lower case, and values."""
+        if self._fields is None:
+            self._fields = name_values(self.kept.partition(b"\r\n")[2])
+        return self._fields
+
+
+def name_values(block: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields of a header or trailer section. Raises ``HTTPError`` 400."""
+    return tuple((name, value) for name, value, _ in split_fields(block))
 
 
 def split_fields(block: bytes) -> Fields:

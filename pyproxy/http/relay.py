@@ -62,40 +62,78 @@ def _relay_length(client: "ProxyHandler", request: Request, reply: Reply, length
 
 def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> bool:
     """A chunked body, or one that ends with the connection."""
-    connection = reply.connection
-    decoder = ChunkedDecoder() if reply.head.chunked else None
     chunked = request.line.minor == 1
     if not chunked:
         client.keep = False
     head = reply.head.kept + reply.extra + connection_line(request.line.minor, client.keep)
     head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
-    data = reply.rest
+    body = ReplyBody(request, reply)
     try:
-        while True:
-            piece = _decode(decoder, data) if decoder and data else data
-            ended = decoder.done if decoder else False
+        while not body.ended:
+            piece = body.read()
             out = chunk(piece) if chunked and piece else piece
-            if ended and decoder and chunked:
-                out += last_chunk(decoder.trailers)
+            if body.ended and chunked:
+                out += last_chunk(body.trailers)
             if out := head + out:
                 client.send(out)
                 head = b""
             client.size += len(piece)
-            if ended and decoder:
-                return not decoder.rest
-            data = connection.receive(request.watch)
-            if not data:
-                break
-        if decoder:
-            raise ConnectionLost("closed within a chunked body")
-        if chunked:
-            client.send(last_chunk())
     except TargetError:
         if not chunked:
             # To HTTP/1.0 the end of the connection is the end of the body.
             net.reset_on_close(client.request)
         raise
-    return False
+    return body.exact
+
+
+class ReplyBody:
+    """The body of a response as it comes, without its framing, however that is done."""
+
+    def __init__(self, request: Request, reply: Reply) -> None:
+        head = reply.head
+        self._connection = reply.connection
+        self._watch = request.watch
+        self._rest = reply.rest
+        self._started = False
+        self._left = None if head.chunked else head.length  # None: until close, or chunked
+        self._decoder = ChunkedDecoder() if head.chunked else None
+        self.ended = False
+        self.exact = False  # when ended: the connection is left exactly behind the response
+        self.trailers = b""
+
+    def read(self) -> bytes:
+        """The next piece: first what came with the head, be it nothing. Raises ``TargetError`` if
+        the body is cut off or malformed, and what ``watch`` raises."""
+        if self._started:
+            data = self._connection.receive(self._watch)
+            if not data:
+                self._closed()
+                return b""
+        else:
+            data, self._started = self._rest, True
+        if self._decoder:
+            return self._decoded(self._decoder, data)
+        if self._left is None:
+            return data
+        piece = data[: self._left]
+        self._left -= len(piece)
+        self.ended = not self._left
+        self.exact = self.ended and len(piece) == len(data)
+        return piece
+
+    def _closed(self) -> None:
+        if self._decoder:
+            raise ConnectionLost("closed within a chunked body")
+        if self._left:
+            raise ConnectionLost(f"closed {self._left} bytes before the end of a body")
+        self.ended = True
+
+    def _decoded(self, decoder: ChunkedDecoder, data: bytes) -> bytes:
+        piece = _decode(decoder, data) if data else data
+        if decoder.done:
+            self.ended, self.exact = True, not decoder.rest
+            self.trailers = decoder.trailers
+        return piece
 
 
 def _decode(decoder: ChunkedDecoder, data: bytes) -> bytes:
