@@ -63,13 +63,14 @@ def _client_context(said: PoolSettings) -> ssl.SSLContext | None:
         raise SettingsError([f"target_tls: {error}"]) from None
 
 
-def _server_tls(said: TLS) -> tls.ServerTLS:
+def _server_tls(said: TLS, http2: bool) -> tls.ServerTLS:
     try:
         return tls.ServerTLS(
             said.pairs,
             min_version=said.min_version,
             ciphers=said.ciphers,
             client_ca=said.client_ca,
+            protocols=("h2", "http/1.1") if http2 else ("http/1.1",),
         )
     except ValueError as error:
         raise SettingsError([f"tls: {error}"]) from None
@@ -160,7 +161,7 @@ class Proxy:
         self.settings = settings
         self.history = History()
         secure = any(one.secure for one in settings.listen)
-        self._tls = _server_tls(settings.tls) if secure else None
+        self._tls = _server_tls(settings.tls, settings.http2.offered) if secure else None
         self._services: list[Service] = []
         self._serve = self._built()
         self._connections = Connections(settings.limits.connections)
@@ -243,6 +244,7 @@ class Proxy:
                         access_log=self._access_log,
                         cpu_affinity=settings.cpu_affinity,
                         tls=self._tls if listen.secure else None,
+                        http2=settings.http2,
                     )
                 )
         except ListenError:

@@ -5,6 +5,7 @@ with where it was said, its path and a remedy.
 """
 
 import dataclasses
+import importlib.util
 import ipaddress
 import os
 import re
@@ -288,6 +289,36 @@ class Limits:
     )
 
 
+def _http2(value: Json) -> bool:
+    found = boolean(value)
+    if found and not _has_h2():
+        raise ValueError("HTTP/2 needs the package h2: pip install pyproxy-lb[http2]")
+    return found
+
+
+def _has_h2() -> bool:
+    return importlib.util.find_spec("h2") is not None
+
+
+@dataclass(frozen=True)
+class Http2:
+    enabled: bool = option(
+        True, "offered to clients over TLS, if the package h2 is installed (extra http2)", _http2
+    )
+    prior_knowledge: bool = option(
+        False, "spoken without TLS too, with clients that start with it", _http2
+    )
+    max_streams: int = option(100, "requests at once on one connection", whole(1, 2**31 - 1))
+    threads: int = option(
+        1000, "for requests on all connections, beyond one each; more wait", whole(0)
+    )
+
+    @property
+    def offered(self) -> bool:
+        """Whether TLS offers it (ALPN ``h2``)."""
+        return self.enabled and _has_h2()
+
+
 @dataclass(frozen=True)
 class Unavailable:
     status: int = option(503, "the status when no target is left", whole(400, 599))
@@ -413,6 +444,7 @@ class Settings(PoolSettings):
     timeouts: Timeouts = section(Timeouts)
     tls: TLS = section(TLS)
     limits: Limits = section(Limits)
+    http2: Http2 = section(Http2)
     trusted_proxies: tuple[Network, ...] = option(
         (), "proxies whose X-Forwarded-For and Forwarded are believed", list_of(network)
     )

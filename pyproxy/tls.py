@@ -141,7 +141,7 @@ class TLSSocket:
                 encrypted = self._outgoing.read()
             self.plain.sendall(encrypted, flags)
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | bytearray | memoryview) -> int:
         """As much of ``data`` as TLS takes on a socket that doesn't wait; what the kernel doesn't
         take of that is ``unsent``, and goes out with the next call. One thread sends like this."""
         with self._sending:
@@ -153,6 +153,11 @@ class TLSSocket:
                 self.unsent = self._outgoing.read()
             self._send_rest()
         return taken
+
+    def flush(self) -> None:
+        """Sends what is ``unsent``, as far as the kernel takes it."""
+        with self._sending:
+            self._send_rest()
 
     def _send_rest(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -199,6 +204,50 @@ class TLSSocket:
 
     def settimeout(self, seconds: float | None) -> None:
         self.plain.settimeout(seconds)
+
+
+class Duplex:
+    """A connected socket, plain or TLS, that never blocks but in ``wait``, so that one thread may
+    receive while others send. Calls other than ``wait`` need a lock around them."""
+
+    def __init__(self, sock: net.Socket) -> None:
+        self._sock = sock
+        self._tls = sock if isinstance(sock, TLSSocket) else None
+        self._encrypted = 0  # bytes of what is to be sent that are on their way already
+        sock.settimeout(0)
+
+    def receive(self, size: int) -> bytes | None:
+        """What has come; none at the end, None if there is nothing yet. Raises ``OSError``."""
+        try:
+            return self._sock.recv(size)
+        except BlockingIOError:
+            return None
+
+    def send(self, data: bytes | bytearray) -> int:
+        """How much of it has gone, perhaps nothing: the rest is to be given again. Raises
+        ``OSError``."""
+        if self._tls is None:
+            try:
+                return self._sock.send(data)
+            except BlockingIOError:
+                return 0
+        if self._encrypted:
+            self._tls.flush()
+        else:
+            self._encrypted = self._tls.send(bytes(data[:_RECEIVE]))
+        if self._tls.unsent:
+            return 0
+        gone, self._encrypted = self._encrypted, 0
+        return gone
+
+    def wait(self, seconds: float, receiving: bool, sending: bool) -> None:
+        """Until something can be received or sent, or an error told; ``seconds`` at most."""
+        if receiving and self._tls and self._tls.buffered:
+            return
+        poll = net.poller()
+        events = (net.POLLIN if receiving else 0) | (net.POLLOUT if sending else 0)
+        poll.register(self._sock.fileno(), events)
+        poll.poll(max(seconds, 0) * 1000)
 
 
 def connect(sock: net.Socket, context: ssl.SSLContext, hostname: str, seconds: float) -> TLSSocket:

@@ -46,6 +46,7 @@ R = TypeVar("R")
 
 _RECEIVE = 16384  # bytes asked for at once from an idle client
 _BULK = 65536  # the same within a body
+_PREFACE = b"PRI * HTTP/2.0"  # how HTTP/2 with prior knowledge starts (RFC 9113, 3.4)
 _LINGER = 2.0  # seconds in which a client may still send what nobody reads
 
 
@@ -62,6 +63,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self._idle_since = time.monotonic()  # 0.0 while a request is under way
         self._relay: Relay | None = None  # after a 101
         self.served = 0  # requests
+        self.protocol: str | None = None  # that TLS has chosen
         self.ended = False  # the server has shut the receiving side while it was idle
         self.start = b""  # of the request that is read, for the access log
         # Of the request before: a client sends the same lines again.
@@ -86,10 +88,16 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             return self._relay.idle_since
         return self._idle_since
 
+    @idle_since.setter
+    def idle_since(self, moment: float) -> None:
+        self._idle_since = moment
+
     def handle(self) -> None:
         try:
             if self.keep and self.server.tls:
                 self.keep = self.shake_hands(self.server.tls)
+            if self.keep and self.protocol == "h2":
+                self.serve_http2()
             while self.keep:
                 self.serve_request()
         except ClientGone:
@@ -100,7 +108,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         plain = self.request
         assert isinstance(plain, socket.socket)
         try:
-            self.request = server_tls.accept(plain, self.server.timeouts.header)
+            self.request = secure = server_tls.accept(plain, self.server.timeouts.header)
+            self.protocol = secure.protocol
         except NotTLS:
             self.refuse(HTTPError(400, "this port speaks https"))
             return False
@@ -135,7 +144,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 return
             request = self.read_request(*found)
         except HTTPError as error:
-            self.refuse(error)
+            if self.start == _PREFACE and self.server.http2.prior_knowledge and not self.served:
+                self.serve_http2(_PREFACE + b"\r\n\r\n" + self.buffer)
+            else:
+                self.refuse(error)
             return
         if self.server.access_log is None:
             self.respond(request)
@@ -146,6 +158,15 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             finally:
                 self.log_access(request)
         self.served += 1
+
+    def serve_http2(self, start: bytes = b"") -> None:
+        """Serves the rest of the connection as HTTP/2; ``start`` is what has come of it."""
+        from pyproxy.http.http2 import Http2Connection  # only here: h2 is an extra
+
+        self.buffer = b""
+        self.keep = False
+        self.broken = True  # it ends as HTTP/2 ends
+        Http2Connection(self, start).serve()
 
     def respond(self, request: Request) -> None:
         """Gets the answer to a request, and sends it."""

@@ -1,6 +1,7 @@
 """ProxyServer: a ThreadingHTTPServer whose threads accept for themselves (``Listener``)."""
 
 import ipaddress
+import threading
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyproxy.http.routes import Service
 from pyproxy.listener import Listener
 from pyproxy.net import Buffers
 from pyproxy.readers import Network
-from pyproxy.settings import Limits, Listen, Retry, Timeouts
+from pyproxy.settings import Http2, Limits, Listen, Retry, Timeouts
 from pyproxy.tls import ServerTLS
 
 
@@ -32,6 +33,7 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         access_log: AccessLog | None = None,
         cpu_affinity: bool = False,
         tls: ServerTLS | None = None,
+        http2: Http2 | None = None,
     ) -> None:
         """Binds and listens. Raises ``ListenError``."""
         self.service = service
@@ -39,6 +41,9 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         self.retry = retry
         self.access_log = access_log
         self.tls = tls
+        self.http2 = http2 or Http2()
+        # Threads for streams, beyond the one that each HTTP/2 connection may always have.
+        self.stream_threads = threading.Semaphore(self.http2.threads)
         self.buffers = Buffers()
         self._trusted = trusted
         self._peers: dict[str, Peer] = {}
