@@ -23,6 +23,7 @@ from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.static import Files
 from pyproxy.http.upstream import Upstreams
+from pyproxy.listener import Listener
 from pyproxy.readers import url_of
 from pyproxy.settings import (
     TLS,
@@ -32,8 +33,12 @@ from pyproxy.settings import (
     Settings,
     StickySettings,
     TargetSettings,
+    TCPEntry,
     parse,
 )
+from pyproxy.tcp.connector import Connector
+from pyproxy.tcp.proxy_protocol import serialise
+from pyproxy.tcp.server import TCPProxyServer
 
 
 def _target(said: TargetSettings, address: str = "") -> Target:
@@ -88,10 +93,13 @@ def _sticky(said: StickySettings) -> Sticky | None:
     return Sticky(said.cookie, secret, attributes)
 
 
-class Service:
-    """A pool of targets with all that serves it: connections, forwarding, recovery."""
+class Backing:
+    """A pool of targets, and the threads that find out who of them is there."""
 
-    def __init__(self, settings: PoolSettings, history: History) -> None:
+    def __init__(
+        self, settings: PoolSettings, history: History, context: ssl.SSLContext | None = None
+    ) -> None:
+        """``context`` is for checks of ``https://`` targets."""
         self.pool = TargetPool(
             [_target(one) for one in settings.targets if not one.dns],
             settings.max_fails,
@@ -100,37 +108,30 @@ class Service:
             queue_size=settings.queue.size,
         )
         self.pool.watch(history.note)
-        context = _client_context(settings)
-        self.upstreams = Upstreams(settings.timeouts, context)
-        self.forward = Forwarder(
-            self.pool,
-            self.upstreams,
-            settings.retry,
-            settings.queue,
-            settings.unavailable,
-            _sticky(settings.sticky),
-        )
         health = settings.health
+        hello = serialise(settings.send_proxy, None) if settings.send_proxy else b""
         self._recovery = RecoveryThread(
             self.pool,
-            check_as(health, context),
+            check_as(health, context, hello),
             settings.sleeping,
             interval=health.interval,
             rise=health.rise,
             fall=health.fall,
         )
-
         self._discoveries = [
             Discovery(
                 self.pool,
                 *one.place,
                 settings.resolving,
                 functools.partial(_target, one),
-                self.upstreams.forget,
+                self.forget,
             )
             for one in settings.targets
             if one.dns
         ]
+
+    def forget(self, target: Target) -> None:
+        """A target is gone for good."""
 
     def start(self) -> None:
         for discovery in self._discoveries:
@@ -141,8 +142,47 @@ class Service:
         for discovery in self._discoveries:
             discovery.stop()
         self._recovery.stop()
+
+
+class Service(Backing):
+    """The same with all that forwards requests."""
+
+    def __init__(self, settings: PoolSettings, history: History) -> None:
+        context = _client_context(settings)
+        super().__init__(settings, history, context)
+        keep = not settings.send_proxy
+        self.upstreams = Upstreams(settings.timeouts, context, keep=keep)
+        self.forward = Forwarder(
+            self.pool,
+            self.upstreams,
+            settings.retry,
+            settings.queue,
+            settings.unavailable,
+            _sticky(settings.sticky),
+            settings.send_proxy,
+        )
+
+    def forget(self, target: Target) -> None:
+        self.upstreams.forget(target)
+
+    def stop(self) -> None:
+        super().stop()
         for upstream in self.upstreams.values():
             upstream.close_idle()
+
+
+class TCPService(Backing):
+    """The same with all that relays connections."""
+
+    def __init__(self, settings: TCPEntry, history: History) -> None:
+        super().__init__(settings, history)
+        self.entry = settings
+        self.connector = Connector(
+            self.pool,
+            attempts=settings.retry.attempts,
+            queue=settings.queue,
+            connect_timeout=settings.timeouts.connect,
+        )
 
 
 class Proxy:
@@ -162,11 +202,14 @@ class Proxy:
         self.history = History()
         secure = any(one.secure for one in settings.listen)
         self._tls = _server_tls(settings.tls, settings.http2.offered) if secure else None
-        self._services: list[Service] = []
+        self._services: list[Backing] = []
         self._serve = self._built()
+        self._relayed = [TCPService(one, self.history) for one in settings.tcp]
+        self._services += self._relayed
         self._connections = Connections(settings.limits.connections)
         self._access_log: AccessLog | None = None
         self._servers: list[ProxyServer] = []
+        self._tcp_servers: list[TCPProxyServer] = []
         self._threads: list[threading.Thread] = []
 
     def _built(self) -> routes.Service:
@@ -197,7 +240,8 @@ class Proxy:
 
     @property
     def pools(self) -> list[TargetPool]:
-        """The targets at the top of the settings, if there are some, then each route's."""
+        """The targets at the top of the settings, if there are some, then each route's, then each
+        tcp entry's."""
         return [service.pool for service in self._services]
 
     @property
@@ -207,8 +251,8 @@ class Proxy:
 
     @property
     def urls(self) -> list[str]:
-        """Where it listens, with the ports that the system chose."""
-        return [server.url for server in self._servers]
+        """Where it listens, with the ports that the system chose; those of tcp entries last."""
+        return [server.url for server in self._listeners]
 
     @property
     def url(self) -> str:
@@ -230,40 +274,62 @@ class Proxy:
                 said = (error.strerror or str(error)).lower()
                 raise ListenError(f"access_log: {settings.access_log}: {said}") from None
         try:
-            # Those that redirect come last: they tell the port of the others.
-            for listen in sorted(settings.listen, key=lambda one: bool(one.redirect)):
-                self._servers.append(
-                    ProxyServer(
-                        listen,
-                        self._to_https(listen) if listen.redirect else self._serve,
-                        connections=self._connections,
-                        timeouts=settings.timeouts,
-                        limits=settings.limits,
-                        retry=settings.retry,
-                        trusted=settings.trusted_proxies,
-                        access_log=self._access_log,
-                        cpu_affinity=settings.cpu_affinity,
-                        tls=self._tls if listen.secure else None,
-                        http2=settings.http2,
-                    )
-                )
+            self._listen()
         except ListenError:
             self._close()
             raise
         for service in self._services:
             service.start()
-        for server in self._servers:
+        for server in self._listeners:
             name = f"pyproxy-listen-{server.server_port}"
             thread = threading.Thread(target=server.serve_forever, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    @property
+    def _listeners(self) -> list[Listener]:
+        return [*self._servers, *self._tcp_servers]
+
+    def _listen(self) -> None:
+        settings = self.settings
+        # Those that redirect come last: they tell the port of the others.
+        listens = sorted(settings.listen, key=lambda one: bool(one.redirect))
+        if settings.tcp and not (settings.targets or settings.routes):
+            listens = []  # there is nothing to serve there
+        for listen in listens:
+            self._servers.append(
+                ProxyServer(
+                    listen,
+                    self._to_https(listen) if listen.redirect else self._serve,
+                    connections=self._connections,
+                    timeouts=settings.timeouts,
+                    limits=settings.limits,
+                    retry=settings.retry,
+                    trusted=settings.trusted_proxies,
+                    access_log=self._access_log,
+                    cpu_affinity=settings.cpu_affinity,
+                    tls=self._tls if listen.secure else None,
+                    http2=settings.http2,
+                )
+            )
+        for service in self._relayed:
+            self._tcp_servers.append(
+                TCPProxyServer(
+                    service.entry,
+                    service.connector,
+                    connections=self._connections,
+                    timeouts=settings.timeouts,
+                    trusted=settings.trusted_proxies,
+                    cpu_affinity=settings.cpu_affinity,
+                )
+            )
 
     def stop(self, drain: float | None = None) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds
         (``timeouts.drain``), and ends every thread."""
         stopping = [
             threading.Thread(target=one.shutdown, args=(drain,), name="pyproxy-shutdown")
-            for one in self._servers
+            for one in self._listeners
         ]
         for thread in stopping:
             thread.start()
@@ -274,7 +340,7 @@ class Proxy:
     def _close(self) -> None:
         for service in self._services:
             service.stop()
-        for server in self._servers:
+        for server in self._listeners:
             server.server_close()
         if self._access_log:
             self._access_log.close()

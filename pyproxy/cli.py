@@ -124,6 +124,8 @@ def serve(chosen: settings.Settings) -> None:
     for route in chosen.routes:
         at = f"{route.host or '*'}{route.path}"
         click.echo(f"  {at}: {route.redirect or route.files or _served(route)}", err=True)
+    for entry in chosen.tcp:
+        click.echo(f"  {entry.listen}: {_served(entry)}", err=True)
     signals.get()
     click.echo("stopping: requests under way are finished (once more ends at once)", err=True)
     _in_background(_end_at_once, signals)
@@ -132,7 +134,7 @@ def serve(chosen: settings.Settings) -> None:
 
 def _served(said: settings.PoolSettings) -> str:
     if not said.targets:
-        return "routes only"
+        return "what follows"
     urls = [target.url for target in said.targets]
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
     return f"{many} ({said.policy.name}): {', '.join(urls)}"

@@ -14,13 +14,22 @@ _GRACE = 1.0  # seconds in which a new connection's first request may come befor
 
 
 class Connection(Protocol):
-    request: net.Socket
-    served: int
+    @property
+    def request(self) -> net.Socket:
+        """The client's socket."""
+
     ended: bool
 
     @property
     def idle_since(self) -> float:
         """``time.monotonic()``; 0.0 while a request is under way."""
+
+    @property
+    def served(self) -> int:
+        """Requests."""
+
+    def break_off(self) -> None:
+        """Ends it at once, from any thread."""
 
 
 class Connections:
@@ -33,7 +42,7 @@ class Connections:
         self.hurry = False
         self._open: set[Connection] = set()
         self._waiting = 0
-        self.draining = False
+        self.draining = False  # the end has begun
         self._over = False
         # Protects all of the above; notified when a connection ends.
         self._ended = threading.Condition()
@@ -97,5 +106,5 @@ class Connections:
             self._over = True
             self._ended.notify_all()
             for one in self._open:
-                net.shut(one.request)
+                one.break_off()
             return len(self._open)

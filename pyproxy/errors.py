@@ -30,6 +30,10 @@ class ClientGone(PyproxyError):
     """The client closed, reset, or stopped reading or sending: nobody is left to answer."""
 
 
+class BadProxyHeader(PyproxyError):
+    """A PROXY header that breaks the protocol, didn't come, or came from who isn't trusted."""
+
+
 class HTTPError(PyproxyError):
     """The proxy's own answer to a request that it doesn't forward."""
 

@@ -185,6 +185,15 @@ def hung_up(sock: Socket) -> bool:
     return bool(poll.poll(0))
 
 
+def lost(sock: Socket) -> bool:
+    """Whether the connection is over in both directions: reset, or shut here."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
+
+
 class _SelectPoller:
     """As much of ``select.poll`` as is needed here, for Windows."""
 

@@ -9,7 +9,7 @@ import importlib.util
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pyproxy.options import REQUIRED, Option, declared, option, read_object, sec
 from pyproxy.readers import (
     Json,
     Network,
+    Problems,
     address,
     boolean,
     duration,
@@ -51,6 +52,11 @@ class Listen:
         None, '"https": send clients to the same address there', optional(one_of("https"))
     )
     redirect_status: int = option(302, "301, 302, 303, 307 or 308", lambda value: _status(value))
+    proxy_protocol: bool = option(
+        False,
+        "connections begin with a PROXY header that tells the client; only from trusted_proxies",
+        boolean,
+    )
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -125,24 +131,60 @@ class TargetSettings:
         return "https" if self.url.startswith("https:") else "http"
 
 
-def _target_url(value: Json) -> str:
-    scheme, host, port = address(value, TARGET_SCHEMES, "localhost", 80)
-    if not port:
+TCP_SCHEMES = ("tcp", "dns")
+
+
+@dataclass(frozen=True)
+class TCPTarget(TargetSettings):
+    """The same in a tcp entry."""
+
+    url: str = option(
+        REQUIRED,
+        "where it is: tcp://host:port, a bare port, or dns://name:port for all behind a name",
+        lambda value: _tcp_url(value),
+    )
+
+    @property
+    def place(self) -> tuple[str, int]:
+        _, host, port = address(self.url, TCP_SCHEMES, "localhost", None)
+        return host, port
+
+    @property
+    def scheme(self) -> str:
+        return "tcp"
+
+
+def _with_port(found: tuple[str, str, int]) -> str:
+    if not found[2]:
         raise ValueError("expected a port from 1 to 65535")
-    return url_of(scheme, host, port)
+    return url_of(*found)
 
 
-def _targets(value: Json) -> tuple[TargetSettings, ...]:
+def _target_url(value: Json) -> str:
+    return _with_port(address(value, TARGET_SCHEMES, "localhost", 80))
+
+
+def _tcp_url(value: Json) -> str:
+    return _with_port(address(value, TCP_SCHEMES, "localhost", None))
+
+
+def _targets_of(
+    kind: type[TargetSettings], read_url: Callable[[Json], str], example: str
+) -> Callable[[Json], tuple[TargetSettings, ...]]:
     def read(one: Json) -> TargetSettings:
-        if isinstance(one, dict):
-            return read_object(TargetSettings, one)
-        return TargetSettings(_target_url(one))
+        return read_object(kind, one) if isinstance(one, dict) else kind(read_url(one))
 
-    found = list_of(read)(value)
-    if not found:
-        raise ValueError('expected at least one target, like "http://localhost:8001"')
-    refuse_duplicates([one.url for one in found])
-    return found
+    def read_all(value: Json) -> tuple[TargetSettings, ...]:
+        found = list_of(read)(value)
+        if not found:
+            raise ValueError(f'expected at least one target, like "{example}"')
+        refuse_duplicates([one.url for one in found])
+        return found
+
+    return read_all
+
+
+_targets = _targets_of(TargetSettings, _target_url, "http://localhost:8001")
 
 
 def _cookie_name(value: Json) -> str | None:
@@ -268,7 +310,7 @@ class TargetTimeouts:
         60.0, "either side's taking nothing of what is sent to it", duration, "seconds"
     )
     idle: float = option(
-        600.0, "silence of both sides after an Upgrade, or in TCP mode", duration, "seconds"
+        600.0, "silence of both sides at once where bytes are only relayed", duration, "seconds"
     )
 
 
@@ -392,6 +434,11 @@ class PoolSettings:
     timeouts: TargetTimeouts = section(TargetTimeouts)
     target_tls: TargetTLS = section(TargetTLS)
     unavailable: Unavailable = section(Unavailable)
+    send_proxy: int | None = option(
+        None,
+        "begin connections to targets with a PROXY header of version 1 or 2 (null: none)",
+        optional(whole(1, 2)),
+    )
 
 
 @dataclass(frozen=True)
@@ -431,6 +478,101 @@ def _routes(value: Json) -> tuple[Route, ...]:
     return found
 
 
+# What of a pool's settings means something without HTTP.
+_TCP_SETTINGS: dict[str, Collection[str] | None] = {
+    "targets": None,
+    "policy": None,
+    "sleeping": None,
+    "resolving": None,
+    "max_fails": None,
+    "max_evicted": None,
+    "health": {"interval", "timeout", "rise", "fall"},
+    "retry": {"attempts"},
+    "queue": {"size", "timeout"},
+    "timeouts": {"connect", "idle"},
+    "send_proxy": None,
+}
+
+
+@dataclass(frozen=True)
+class TCPEntry(PoolSettings):
+    """A listening address whose connections are relayed to ``targets`` as they are, with what is
+    said of a pool as far as it needs no HTTP; what isn't said is as it is at the top."""
+
+    listen: str = option(
+        REQUIRED, "where to listen: host:port, or a bare port", lambda value: _tcp_listen(value)
+    )
+    targets: tuple[TargetSettings, ...] = option(
+        REQUIRED,
+        "the servers behind it: tcp://host:port, bare ports of this machine, or objects",
+        _targets_of(TCPTarget, _tcp_url, "tcp://localhost:5432"),
+    )
+    proxy_protocol: bool = option(
+        False,
+        "connections begin with a PROXY header that tells the client; only from trusted_proxies",
+        boolean,
+    )
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Scheme, host and port."""
+        return address(self.listen, ("tcp",), "127.0.0.1", None)
+
+
+def _tcp_listen(value: Json) -> str:
+    if isinstance(value, str) and not value.isdigit() and "://" not in value:
+        value = f"tcp://{value}"
+    return url_of(*address(value, ("tcp",), "127.0.0.1", None))
+
+
+def tcp_options() -> list[tuple[str, Option, Any]]:
+    """Every option of a tcp entry, like ``options``."""
+    own = {one.name for one in dataclasses.fields(TCPEntry)} - _POOL_SETTINGS
+
+    def counts(path: str) -> bool:
+        key, _, below = path.partition(".")
+        return key in own or (key in _TCP_SETTINGS and below in (_TCP_SETTINGS[key] or {""}))
+
+    return [one for one in declared(TCPEntry) if counts(one[0])]
+
+
+def _needs_http(value: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """What of it a tcp entry can't have."""
+    said = "needs HTTP, which a tcp entry doesn't speak"
+    found = [(f".{key}", said) for key in value if key in _POOL_SETTINGS - _TCP_SETTINGS.keys()]
+    for key, known in _TCP_SETTINGS.items():
+        if known and isinstance(section := value.get(key), dict):
+            there = {one.name for one in dataclasses.fields(_KINDS[key])}
+            found += [(f".{key}.{below}", said) for below in section if below in there - set(known)]
+    return found
+
+
+def _tcp_entry(value: Json) -> TCPEntry:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object")
+    problems = _needs_http(value)
+    health = value.get("health", {})
+    if isinstance(health, dict):
+        value = {**value, "health": {**health, "tcp": True}}
+    try:
+        found = read_object(TCPEntry, value)
+    except ValueError as error:
+        problems += parts(error)
+    else:
+        key = dict(found.policy.options).get("key", "client")
+        if key != "client":
+            problems.append((".policy", f'a key "{key}" needs HTTP: a tcp entry has "client"'))
+    if problems:
+        raise Problems(problems)
+    return found
+
+
+def _tcp(value: Json) -> tuple[TCPEntry, ...]:
+    found = list_of(_tcp_entry)(value)
+    refuse_duplicates([one.listen if one.place[2] else "" for one in found])
+    return found
+
+
 @dataclass(frozen=True)
 class Settings(PoolSettings):
     """All of it. ``load`` makes one from files and layers, ``parse`` from a plain object."""
@@ -441,12 +583,17 @@ class Settings(PoolSettings):
     routes: tuple[Route, ...] = option(
         (), "who else serves, by host and path: targets, files or redirects", _routes
     )
+    tcp: tuple[TCPEntry, ...] = option(
+        (), "addresses whose connections are relayed without HTTP, with their targets", _tcp
+    )
     timeouts: Timeouts = section(Timeouts)
     tls: TLS = section(TLS)
     limits: Limits = section(Limits)
     http2: Http2 = section(Http2)
     trusted_proxies: tuple[Network, ...] = option(
-        (), "proxies whose X-Forwarded-For and Forwarded are believed", list_of(network)
+        (),
+        "proxies whose X-Forwarded-For, Forwarded and PROXY headers are believed",
+        list_of(network),
     )
     cpu_affinity: bool = option(
         True, "serve on one processor: faster, since the interpreter uses only one", boolean
@@ -456,8 +603,16 @@ class Settings(PoolSettings):
     )
 
 
-_INHERITED = {one.name for one in dataclasses.fields(PoolSettings)} - {"targets"}
-_TARGET_TIMEOUTS = {one.name for one in dataclasses.fields(TargetTimeouts)}
+_POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}
+_KINDS: dict[str, Any] = {
+    one.name: one.default_factory
+    for one in dataclasses.fields(PoolSettings)
+    if "option" not in one.metadata
+}
+_ROUTE_SETTINGS: dict[str, Collection[str] | None] = {
+    **dict.fromkeys(one.name for one in dataclasses.fields(PoolSettings)),
+    "timeouts": {one.name for one in dataclasses.fields(TargetTimeouts)},
+}
 _SECTIONS = {one.name for one in dataclasses.fields(Settings) if "option" not in one.metadata}
 
 
@@ -470,13 +625,17 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     told = []
     settings = None
     try:
-        settings = read_object(Settings, {**found.data, "routes": _inheriting(found.data)})
+        entries = {
+            "routes": _inheriting(found.data.get("routes", []), _top(found.data, _ROUTE_SETTINGS)),
+            "tcp": _inheriting(found.data.get("tcp", []), _top(found.data, _TCP_SETTINGS)),
+        }
+        settings = read_object(Settings, {**found.data, **entries})
     except ValueError as error:
         for below, said in parts(error):
             path = below.removeprefix(".")
             if not _inherited(path, found.data):  # told already, where it is said
                 told.append(f"{found.source(path)}: {path}: {said}")
-    if "targets" not in found.data and "routes" not in found.data:
+    if not {"targets", "routes", "tcp"} & found.data.keys():
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
     if settings and any(one.secure for one in settings.listen) and not settings.tls.pairs:
@@ -490,33 +649,49 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     return settings
 
 
-def _inheriting(data: Mapping[str, Json]) -> Json:
-    """The routes, each with what it doesn't say itself as it is said at the top."""
-    top = {key: data[key] for key in _INHERITED if key in data}
-    if isinstance(timeouts := top.get("timeouts"), dict):
-        top["timeouts"] = {key: timeouts[key] for key in _TARGET_TIMEOUTS if key in timeouts}
-    routes = []
-    for route in items(data.get("routes", [])):
-        if isinstance(route, dict):
-            both = _SECTIONS & route.keys() & top.keys()
+def _top(data: Mapping[str, Json], known: Mapping[str, Collection[str] | None]) -> dict[str, Json]:
+    """What is said at the top of ``known`` settings, and of sections their ``known`` ones."""
+    top = {key: data[key] for key in known if key in data and key != "targets"}
+    for key, below in known.items():
+        if below is not None and isinstance(section := top.get(key), dict):
+            top[key] = {name: section[name] for name in below if name in section}
+    return top
+
+
+def _inheriting(entries: Json, top: Mapping[str, Json]) -> Json:
+    """Routes or tcp entries, each with what it doesn't say itself as it is said at the top."""
+    found = []
+    for entry in items(entries):
+        if isinstance(entry, dict):
+            both = _SECTIONS & entry.keys() & top.keys()
             merged = {
-                key: {**top[key], **route[key]}
+                key: {**top[key], **entry[key]}
                 for key in both
-                if isinstance(top[key], dict) and isinstance(route[key], dict)
+                if isinstance(top[key], dict) and isinstance(entry[key], dict)
             }
-            route = {**top, **route, **merged}
-        routes.append(route)
-    return routes
+            entry = {**top, **entry, **merged}
+        found.append(entry)
+    return found
 
 
 def _inherited(path: str, data: Mapping[str, Json]) -> bool:
-    """Whether a route's problem is that of the top's setting."""
-    match = re.match(r"routes\[(\d+)\]\.(\w+)(?:\.(\w+))?", path)
-    if not match or match[2] not in data:
+    """Whether the problem of a route or a tcp entry is that of the top's setting."""
+    match = re.match(r"(routes|tcp)\[(\d+)\]\.(\w+)(?:\.(\w+))?", path)
+    if not match or match[3] not in data:
         return False
-    route = items(data["routes"])[int(match[1])]
-    said = route.get(match[2], {}) if isinstance(route, dict) else None
-    return match[2] not in route or (isinstance(said, dict) and match[3] not in said)
+    entry = items(data[match[1]])[int(match[2])]
+    said = entry.get(match[3], {}) if isinstance(entry, dict) else None
+    if match[1] == "tcp" and match[3] == "policy" and said == {}:
+        return not _reads(policy, data["policy"])  # it may be good for HTTP only
+    return match[3] not in entry or (isinstance(said, dict) and match[4] not in said)
+
+
+def _reads(read: Callable[[Json], object], value: Json) -> bool:
+    try:
+        read(value)
+    except ValueError:
+        return False
+    return True
 
 
 def parse(data: Mapping[str, Json], source: str = "settings") -> Settings:
@@ -552,13 +727,27 @@ def _shown(value: Any, field: "dataclasses.Field[Any]") -> Json:
     return "(hidden)" if option and option.secret and found else plain(found)
 
 
+def _plain_entry(value: TCPEntry) -> Json:
+    """Without what needs HTTP."""
+    found: dict[str, Json] = {}
+    for path, _, _ in tcp_options():
+        key, _, below = path.partition(".")
+        if below:
+            found.setdefault(key, {})[below] = plain(getattr(getattr(value, key), below))
+        else:
+            found[key] = plain(getattr(value, key))
+    return found
+
+
 def plain(value: Any) -> Json:
     """Settings, or a part of them, as ``appsettings.json`` would say them."""
     if isinstance(value, Listen) and value == Listen(value.url):
         return value.url
+    if isinstance(value, TCPEntry):
+        return _plain_entry(value)
     if isinstance(value, PolicyChoice):
         return {"name": value.name, **dict(value.options)} if value.options else value.name
-    if isinstance(value, TargetSettings) and value == TargetSettings(value.url):
+    if isinstance(value, TargetSettings) and value == type(value)(value.url):
         return value.url
     if dataclasses.is_dataclass(value):
         return {one.name: _shown(value, one) for one in dataclasses.fields(value)}

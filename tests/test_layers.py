@@ -15,7 +15,7 @@ FLOORS = (
     ("tls",),
     ("balancing",),
     ("settings",),
-    ("connections",),
+    ("connections", "waiting"),
     ("listener",),
     ("tcp",),
     ("http", "health"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from pyproxy import net
 from pyproxy.balancing.target import Target
@@ -21,21 +22,27 @@ class CheckFailed(Exception):
     """A target doesn't count as healthy; the text says why."""
 
 
-def check_as(health: Health, context: ssl.SSLContext | None = None) -> Check:
+def check_as(health: Health, context: ssl.SSLContext | None = None, hello: bytes = b"") -> Check:
     """A function that looks at a target and returns what it found, or raises ``CheckFailed``.
-    ``context`` is for targets at ``https://`` addresses."""
-    return TCPCheck(health.timeout) if health.tcp else HTTPCheck(health, context)
+    ``context`` is for targets at ``https://`` addresses, ``hello`` what a connection begins with.
+    """
+    if health.tcp:
+        return TCPCheck(health.timeout, hello)
+    return HTTPCheck(health, context, hello)
 
 
 class TCPCheck:
     """A target that takes a connection is healthy."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, hello: bytes = b"") -> None:
         self._timeout = timeout
+        self._hello = hello
 
     def __call__(self, target: Target) -> str:
         try:
-            net.connect(target.host, target.port, self._timeout).close()
+            with net.connect(target.host, target.port, self._timeout) as sock:
+                if self._hello:
+                    sock.sendall(self._hello)
         except (OSError, UnicodeError) as error:
             said = net.reason(error) if isinstance(error, OSError) else "no such name"
             raise CheckFailed(f"connect: {said}") from None
@@ -45,16 +52,20 @@ class TCPCheck:
 class HTTPCheck:
     """GET the path; the status and the start of the body tell. Follows no redirect."""
 
-    def __init__(self, health: Health, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, health: Health, context: ssl.SSLContext | None = None, hello: bytes = b""
+    ) -> None:
         self._health = health
         self._context = context
+        self._hello = hello
 
     def __call__(self, target: Target) -> str:
         health = self._health
         deadline = time.monotonic() + health.timeout
         with requests.Session() as session:
+            session.mount("http://", _Adapter(None, self._hello))
             if self._context:
-                session.mount("https://", _Adapter(self._context))
+                session.mount("https://", _Adapter(self._context, self._hello))
             session.trust_env = False  # a proxy of this machine is not asked about its targets
             try:
                 # Streamed: most often the head tells enough, and a body may never end.
@@ -86,17 +97,42 @@ class HTTPCheck:
 
 
 class _Adapter(HTTPAdapter):
-    """Lets requests use the same context as forwarded requests do."""
+    """Lets requests begin its connections as forwarded requests do theirs."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext | None, hello: bytes) -> None:
         self._context = context
+        self._hello = hello
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
-        super().init_poolmanager(*arguments, **keywords, ssl_context=self._context)
+        if self._context:
+            keywords["ssl_context"] = self._context
+        super().init_poolmanager(*arguments, **keywords)
+        if self._hello:
+            self.poolmanager.pool_classes_by_scheme = _greeting(self._hello)
 
     def cert_verify(self, *_: Any) -> None:
         """The context says what is verified."""
+
+
+def _greeting(hello: bytes) -> dict[str, Any]:
+    """urllib3's pools, with connections that send ``hello`` before all else."""
+
+    class Greeting:
+        def _new_conn(self) -> Any:
+            sock = super()._new_conn()  # type: ignore[misc]
+            sock.sendall(hello)
+            return sock
+
+    pools: dict[str, Any] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+    return {
+        scheme: type(
+            pool.__name__,
+            (pool,),
+            {"ConnectionCls": type("Connection", (Greeting, pool.ConnectionCls), {})},
+        )
+        for scheme, pool in pools.items()
+    }
 
 
 def _brief(error: Exception) -> str:

@@ -20,7 +20,6 @@ from pyproxy.errors import (
     EmptyRing,
     NobodyLeft,
     NoReply,
-    Overloaded,
     StaleConnection,
     TargetError,
 )
@@ -28,12 +27,18 @@ from pyproxy.http.message import Peer, ReplyHead, RequestFields, RequestLine, wi
 from pyproxy.http.upload import Upload
 from pyproxy.http.upstream import TargetConnection, Upstream, Upstreams
 from pyproxy.settings import Queue, Retry, Unavailable
+from pyproxy.tcp.proxy_protocol import Addresses, serialise
+from pyproxy.waiting import wait_for_target
 
 
 class Client(Protocol):
     """What the loop needs of the connection that asks."""
 
     peer: Peer
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where its connection comes from, and where it went to."""
 
     def check_client(self) -> None:
         """Raises ``ClientGone`` if nobody waits for the answer any more."""
@@ -181,7 +186,10 @@ class Forwarder:
         queue: Queue,
         unavailable: Unavailable,
         sticky: Sticky | None = None,
+        send_proxy: int | None = None,
     ) -> None:
+        """``send_proxy`` is the version of the PROXY header that connections begin with. They then
+        belong to one client, and ``upstreams`` must not keep them for others."""
         self.pool = pool
         self.upstreams = upstreams
         self._retry = retry
@@ -189,6 +197,7 @@ class Forwarder:
         self._unavailable = unavailable
         self._statuses = frozenset(retry.statuses)
         self._sticky = sticky
+        self._send_proxy = send_proxy
         self._wishes = isinstance(pool.policy, FunctionPolicy)
 
     def __call__(self, request: Request) -> Reply:
@@ -260,21 +269,11 @@ class Forwarder:
             return self._wait(request, tried, wish)
 
     def _wait(self, request: Request, tried: tuple[Target, ...], wish: Target | None) -> Target:
-        """The target that the queue brings, in the order of arrival."""
-        deadline = time.monotonic() + self._queue.timeout
-        place = self.pool.queue_up(request, tried, wish)
-        try:
-            while not place.called.wait(min(deadline - time.monotonic(), 1.0)):
-                request.client.check_client()
-                if time.monotonic() >= deadline:
-                    raise Overloaded("every target was full for too long")
-        except BaseException:
-            self.pool.leave(place)
-            raise
-        if place.target is None:
-            raise EmptyRing("no target is left")
+        target = wait_for_target(
+            self.pool, request, tried, wish, self._queue.timeout, request.client.check_client
+        )
         request.started = time.monotonic()
-        return place.target
+        return target
 
     def _repeatable(self, request: Request) -> bool:
         """Whether a request that may have reached one target may go to another."""
@@ -289,7 +288,8 @@ class Forwarder:
         """One target's answer. A kept-alive connection that it had closed meanwhile is no failure:
         the same target is asked again on a fresh one, if the request can be sent twice."""
         again = self._repeatable(request)
-        connection = upstream.take(careful=not again)
+        hello = self._send_proxy and serialise(self._send_proxy, request.client.addresses)
+        connection = upstream.take(careful=not again, hello=hello or b"")
         try:
             return self._exchange(connection, upstream, request)
         except NoReply as error:

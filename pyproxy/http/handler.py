@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from pyproxy import net
-from pyproxy.errors import ClientGone, HTTPError, TargetError
+from pyproxy.errors import BadProxyHeader, ClientGone, HTTPError, TargetError
 from pyproxy.http.answer import Answer, FilePart
 from pyproxy.http.body import BodyReader
 from pyproxy.http.forward import Reply, Request
@@ -33,8 +33,10 @@ from pyproxy.http.message import (
 )
 from pyproxy.http.relay import relay_response
 from pyproxy.http.upload import Upload
+from pyproxy.tcp.introduction import addresses_of, introduced
+from pyproxy.tcp.proxy_protocol import Addresses
 from pyproxy.tcp.relay import Ending, Relay
-from pyproxy.tls import NotTLS, ServerTLS
+from pyproxy.tls import NotTLS, ServerTLS, TLSSocket
 
 if TYPE_CHECKING:
     from pyproxy.http.server import ProxyServer
@@ -76,6 +78,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.upload: Upload | None = None
         self.lent: memoryview | None = None  # holds the body of the request under way
         self._patience = server.timeouts.header
+        self._introduced: Addresses | None = None
         if not net.INHERITS_OPTIONS:
             server.set_options(self.request)
         self.keep = server.connections.enter(self)
@@ -94,6 +97,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         try:
+            if self.keep and self.server.proxy_protocol:
+                self.keep = self.introduce()
             if self.keep and self.server.tls:
                 self.keep = self.shake_hands(self.server.tls)
             if self.keep and self.protocol == "h2":
@@ -102,6 +107,29 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 self.serve_request()
         except ClientGone:
             pass
+
+    def introduce(self) -> bool:
+        """Takes the client's address from the PROXY header that a connection begins with; False if
+        there is nobody to serve."""
+        assert isinstance(self.request, socket.socket)
+        try:
+            self._introduced = told = introduced(
+                self.request, self.server.trusted, self.server.timeouts.header
+            )
+        except BadProxyHeader as error:
+            log.info("closed a connection of %s: PROXY header: %s", self.peer.address, error)
+            return False
+        self.peer = self.server.peer(told.source)
+        self._patience = 0.0  # as the header left it
+        self.set_patience(self.server.timeouts.header)
+        return True
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where the client's connection comes from, and where it went to."""
+        sock = self.request.plain if isinstance(self.request, TLSSocket) else self.request
+        assert isinstance(sock, socket.socket)
+        return self._introduced or addresses_of(sock)
 
     def shake_hands(self, server_tls: ServerTLS) -> bool:
         """TLS, within ``timeouts.header``; False if there is nobody to serve."""
@@ -126,6 +154,12 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             self.request.close()
         finally:
             self.server.connections.leave(self)
+
+    def break_off(self) -> None:
+        """Ends it at once, from any thread."""
+        if self._relay:
+            self._relay.break_off()
+        net.shut(self.request)
 
     def _end(self) -> None:
         if self.server.connections.hurry:

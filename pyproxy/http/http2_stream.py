@@ -19,6 +19,7 @@ from pyproxy.http.http2_fields import Pairs, read_request, read_trailers, respon
 from pyproxy.http.message import ReplyHead, name_values
 from pyproxy.http.relay import ReplyBody
 from pyproxy.http.upload import Upload
+from pyproxy.tcp.proxy_protocol import Addresses
 
 if TYPE_CHECKING:
     from pyproxy.http.http2 import Http2Connection
@@ -78,6 +79,11 @@ class Stream:
         self.wake()
 
     # What the failover loop calls.
+
+    @property
+    def addresses(self) -> Addresses:
+        """For a PROXY header to a target."""
+        return self.connection.handler.addresses
 
     def check_client(self) -> None:
         """Raises ``ClientGone`` if the client has given the request up."""

@@ -1,6 +1,5 @@
 """ProxyServer: a ThreadingHTTPServer whose threads accept for themselves (``Listener``)."""
 
-import ipaddress
 import threading
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -14,6 +13,8 @@ from pyproxy.listener import Listener
 from pyproxy.net import Buffers
 from pyproxy.readers import Network
 from pyproxy.settings import Http2, Limits, Listen, Retry, Timeouts
+from pyproxy.tcp.introduction import trusts
+from pyproxy.tcp.proxy_protocol import plain_ip
 from pyproxy.tls import ServerTLS
 
 
@@ -45,7 +46,8 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         # Threads for streams, beyond the one that each HTTP/2 connection may always have.
         self.stream_threads = threading.Semaphore(self.http2.threads)
         self.buffers = Buffers()
-        self._trusted = trusted
+        self.proxy_protocol = listen.proxy_protocol
+        self.trusted = trusted
         self._peers: dict[str, Peer] = {}
         super().__init__(
             listen.place,
@@ -65,11 +67,8 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         host = address[0]
         known = self._peers.get(host)
         if known is None:
-            ip = ipaddress.ip_address(host.partition("%")[0])
-            if ip.version == 6 and ip.ipv4_mapped:
-                ip = ip.ipv4_mapped
-            trusted = any(ip in network for network in self._trusted)
-            known = Peer(str(ip), trusted, "https" if self.tls else "http")
+            trusted = trusts(self.trusted, host)
+            known = Peer(str(plain_ip(host)), trusted, "https" if self.tls else "http")
             if len(self._peers) >= 4096:
                 self._peers.clear()
             self._peers[host] = known

@@ -43,8 +43,10 @@ class Upstream:
         timeouts: TargetTimeouts,
         context: ssl.SSLContext | None = None,
         head_limit: int = 65536,
+        *,
+        keep: bool = True,
     ) -> None:
-        """``context`` is for TLS to the target."""
+        """``context`` is for TLS to the target. Without ``keep`` no connection is used twice."""
         self.target = target
         self._context = context
         self.timeouts = timeouts
@@ -54,16 +56,16 @@ class Upstream:
         # The one used last at the right. No lock: each step on it is a single call, and a deque's
         # calls are whole in every thread (a lock would cost a tenth of a request's Python).
         self._idle: deque[TargetConnection] = deque()
-        self._closed = False
+        self._closed = not keep
 
-    def take(self, careful: bool) -> "TargetConnection":
+    def take(self, careful: bool, hello: bytes = b"") -> "TargetConnection":
         """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
         a connection used just now is looked at first. Raises ``ConnectFailed``."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self.connect()
+                return self.connect(hello)
             idle = time.monotonic() - connection.idle_since
             if (idle < _TRUSTED_IDLE and not (careful and net.ended(connection.sock))) or (
                 idle < _LONGEST_IDLE and not net.readable(connection.sock)
@@ -72,12 +74,14 @@ class Upstream:
                 return connection
             connection.close()
 
-    def connect(self) -> "TargetConnection":
-        """A new connection. Raises ``ConnectFailed``, or ``HTTPError`` 503 when it is this machine
-        that has run out of something."""
+    def connect(self, hello: bytes = b"") -> "TargetConnection":
+        """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
+        503 when it is this machine that has run out of something."""
         target = self.target
         try:
             sock: net.Socket = net.connect(target.host, target.port, self.timeouts.connect)
+            if hello:
+                sock.sendall(hello)
             if self._context:
                 sock = tls.connect(sock, self._context, target.host, self.timeouts.connect)
         except OSError as error:
@@ -120,15 +124,23 @@ class Upstream:
 class Upstreams(dict[Target, Upstream]):
     """``upstreams[target]``: made when it is asked for first."""
 
-    def __init__(self, timeouts: TargetTimeouts, context: ssl.SSLContext | None = None) -> None:
-        """``context`` is for targets at ``https://`` addresses."""
+    def __init__(
+        self,
+        timeouts: TargetTimeouts,
+        context: ssl.SSLContext | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """``context`` is for targets at ``https://`` addresses. Without ``keep`` no connection is
+        used twice."""
         super().__init__()
+        self._keep = keep
         self._timeouts = timeouts
         self._context = context
 
     def __missing__(self, target: Target) -> Upstream:
         context = self._context if target.url.startswith("https:") else None
-        return self.setdefault(target, Upstream(target, self._timeouts, context))
+        return self.setdefault(target, Upstream(target, self._timeouts, context, keep=self._keep))
 
     def forget(self, target: Target) -> None:
         """Closes its idle connections."""
