@@ -134,7 +134,8 @@ def serve(chosen: settings.Settings) -> None:
 
 def _served(said: settings.PoolSettings) -> str:
     if not said.targets:
-        return "what follows"
+        routes = isinstance(said, settings.Settings) and said.routes
+        return "routes only" if routes else "tcp only"
     urls = [target.url for target in said.targets]
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
     return f"{many} ({said.policy.name}): {', '.join(urls)}"
