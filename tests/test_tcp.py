@@ -354,10 +354,10 @@ def test_stopping_ends_idle_connections_and_waits_for_answers() -> None:
 
 
 def test_stopping_breaks_off_what_does_not_end_in_time() -> None:
-    def listen_on(target: RawTarget, wire: Wire) -> None:
+    def serve(target: RawTarget, wire: Wire) -> None:
         wire.read_to_end()
 
-    with RawTarget(listen_on) as target:
+    with RawTarget(serve) as target:
         proxy = Proxy(tcp=[{"listen": 0, "targets": [target.port]}], timeouts={"drain": 0.2})
         proxy.start()
         with knock(proxy) as wire:

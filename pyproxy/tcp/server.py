@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import socketserver
+import time
 from typing import Any
 
 from pyproxy import net
@@ -70,6 +71,7 @@ class TCPHandler(socketserver.BaseRequestHandler):
         self.ended = False  # the drain has shut the receiving side
         self._broken_off = False
         self._relay: Relay | None = None
+        self._silent_since = time.monotonic()  # 0.0 when it has introduced itself
         if not net.INHERITS_OPTIONS:
             self.server.set_options(self.request)
         self._welcome = self.server.connections.enter(self)
@@ -77,9 +79,9 @@ class TCPHandler(socketserver.BaseRequestHandler):
     @property
     def idle_since(self) -> float:
         """At the limit a silent connection isn't ended for another: it may be in use."""
-        if not self.server.connections.draining or self._relay is None:
-            return 0.0
-        return self._relay.idle_since
+        if self._relay and self.server.connections.draining:
+            return self._relay.idle_since
+        return self._silent_since
 
     def break_off(self) -> None:
         self._broken_off = True
@@ -106,6 +108,7 @@ class TCPHandler(socketserver.BaseRequestHandler):
         server = self.server
         pool = server.connector.pool
         addresses = self._addresses()
+        self._silent_since = 0.0
         newcomer = Newcomer(str(plain_ip(addresses.source[0])))
         target, sock = server.connector.connect(newcomer, self._check_client)
         try:
