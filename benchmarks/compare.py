@@ -44,6 +44,7 @@ from statistics import median
 
 from contestants import (
     HOST,
+    HUGE,
     LARGE,
     SMALL,
     Broken,
@@ -68,6 +69,7 @@ CASES = [
     Case("upload-16", "64 KiB uploads, 16 connections", 16, "/upload"),
     Case("idle", "small answers, 16 connections, beside idle ones", 16),
 ]
+SIZES = {"/large": LARGE, "/huge": HUGE}
 PEERS = {  # and what tells their version
     "nginx": ["nginx", "-v"],
     "nginx-default": ["nginx", "-v"],
@@ -187,14 +189,15 @@ def report(samples: list[Sample], cases: list[Case], names: list[str], idle: int
             rates = [sample.rate for sample in taken[name]]
             spread = (max(rates) - min(rates)) / 2 / (middle[name] or 1)
             errors = sum(sum(sample.errors.values()) for sample in taken[name])
-            cell = f"{middle[name]:,.0f}" + f" ±{spread:.0%}" * (len(rates) > 1)
+            digits = 1 if middle[name] < 100 else 0
+            cell = f"{middle[name]:,.{digits}f}" + f" ±{spread:.0%}" * (len(rates) > 1)
             cells.append(cell + f" ({errors} errors)" * bool(errors))
         best = max((middle[name] for name in peers), default=0)
         for name in ratios:
             cells.append(f"{middle['pyproxy'] / (middle.get(name, best) or 1):.2f}")
         yield row(case.title, *cells)
-        if case.path == "/large":
-            speeds = [f"{middle[name] * LARGE / 1e6:,.0f}" for name in names]
+        if case.path in SIZES:
+            speeds = [f"{middle[name] * SIZES[case.path] / 1e6:,.0f}" for name in names]
             yield row("the same in MB/s", *speeds, *[""] * len(ratios))
     yield "\n" + row("processor time a request, in µs", *names)
     yield row("---", *["---:"] * len(names))

@@ -14,6 +14,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 SMALL = "Hello, world!"
 LARGE = 1024 * 1024
+HUGE = 100 * LARGE
 FOREVER = 1_000_000_000  # requests on one connection: no proxy shall cut it
 START = 20.0  # seconds a process may take to accept connections, or to end
 
@@ -47,6 +48,7 @@ TARGET = """
       add_header X-Target {port}; add_header X-Request-Id $request_id; return 200 "{small}";
     }}
     location = /large {{ }}
+    location = /huge {{ }}
     location = /upload {{ mirror /ignored; log_not_found off; error_page 404 =200 /; }}
     location = /ignored {{ internal; return 204; }}
   }}
@@ -104,6 +106,19 @@ http://:{port} {{
 """
 
 
+# TCP mode. Debian's nginx loads what it needs for it; elsewhere it may be built in.
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+NGINX_STREAM = """
+{module}
+daemon off; master_process off; worker_processes 1; pid nginx.pid; error_log stderr error;
+events {{ worker_connections {connections}; }}
+stream {{
+  upstream targets {{ {servers} }}
+  server {{ listen {host}:{port} backlog=4096; proxy_pass targets; {tuned} }}
+}}
+"""
+
+
 def nginx(folder: Path, servers: str, connections: int) -> list[str]:
     text = NGINX.format(servers=servers, connections=connections, forever=FOREVER)
     (folder / "nginx.conf").write_text(text)
@@ -113,6 +128,8 @@ def nginx(folder: Path, servers: str, connections: int) -> list[str]:
 def targets_command(folder: Path, ports: list[int]) -> list[str]:
     """Prepare the targets in the folder; the command line that starts them all."""
     (folder / "large").write_bytes(bytes(LARGE))
+    with (folder / "huge").open("wb") as file:
+        file.truncate(HUGE)
     servers = [TARGET.format(host=HOST, port=port, root=folder, small=SMALL) for port in ports]
     return nginx(folder, "".join(servers), 16384)
 
@@ -154,6 +171,36 @@ def proxy_command(
             "timeouts": {"keep_alive": 600},
         }
         text = json.dumps(settings)
+        start = [python, "-m", "pyproxy", "--config"]
+    config.write_text(text)
+    return [*start, str(config)]
+
+
+def tcp_command(
+    name: str, python: str, folder: Path, port: int, targets: list[int], connections: int
+) -> list[str]:
+    """The same for a proxy in TCP mode."""
+    config = folder / "config"
+    addresses = [f"{HOST}:{target}" for target in targets]
+    if name.startswith("nginx"):
+        text = NGINX_STREAM.format(
+            module=f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else "",
+            host=HOST,
+            port=port,
+            servers=" ".join(f"server {address};" for address in addresses),
+            connections=2 * connections,
+            tuned="proxy_buffer_size 256k;" if name == "nginx" else "",
+        )
+        (folder / "nginx.conf").write_text(text)
+        return ["nginx", "-p", f"{folder}/", "-e", "stderr", "-c", "nginx.conf"]
+    if name == "haproxy":
+        servers = "\n".join(f"  server t{n} {address}" for n, address in enumerate(addresses))
+        text = HAPROXY.format(host=HOST, port=port, servers=servers, connections=connections)
+        text = text.replace("mode http", "mode tcp").replace("  http-reuse always\n", "")
+        start = ["haproxy", "-db", "-f"]
+    else:
+        entry = {"listen": f"{HOST}:{port}", "targets": [f"tcp://{one}" for one in addresses]}
+        text = json.dumps({"tcp": [entry], "limits": {"connections": connections}})
         start = [python, "-m", "pyproxy", "--config"]
     config.write_text(text)
     return [*start, str(config)]

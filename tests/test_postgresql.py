@@ -28,10 +28,10 @@ def _programs() -> Path | None:
 def _user() -> str | None:
     """Who the server may run as: not root."""
     if os.geteuid():
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return str(pwd.getpwuid(os.geteuid()).pw_name)
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
-            return pwd.getpwnam(name).pw_name
+            return str(pwd.getpwnam(name).pw_name)
     return None
 
 
