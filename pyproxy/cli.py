@@ -109,7 +109,8 @@ def serve(chosen: settings.Settings) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     # An answer to one request is the access log's business.
-    logging.getLogger("pyproxy.http.handler").setLevel(logging.WARNING)
+    for name in ("handler", "http2", "http2_stream"):
+        logging.getLogger(f"pyproxy.http.{name}").setLevel(logging.WARNING)
     _raise_file_limit(chosen.limits.connections)
     signals = catch_signals()
     proxy = build(chosen)

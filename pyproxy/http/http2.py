@@ -226,9 +226,8 @@ class Http2Connection:
                     if act := self._events.get(type(event)):
                         act(event)
             except h2.exceptions.ProtocolError as error:
-                # h2 has its GOAWAY ready.
-                log.info("ended the HTTP/2 connection of %s: %s", self.peer.address, error)
-                self._faulty = self._over = True
+                self._h2.clear_outbound_data_buffer()  # a GOAWAY, but not always
+                raise ConnectionFault(int(error.error_code), str(error)) from None
             self._flush()
             start = self._threads_wanted()
         for _ in range(start):
@@ -475,10 +474,12 @@ class Http2Connection:
                 stream.wait(left)
 
     def receive(self, stream: Stream) -> bytes:
-        """The next bytes of a body; none at its end. Raises ``HTTPError`` 408 or ``ClientGone``."""
+        """The next bytes of a body; none at its end. The last ones come with the end of the
+        request: answered before it, some clients stumble over the end they still send. Raises
+        ``HTTPError`` 408 or ``ClientGone``."""
         deadline = time.monotonic() + self.server.timeouts.read
         with self.lock:
-            while not (stream.body or stream.ended or stream.gone):
+            while not (stream.readable or stream.ended or stream.gone):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise HTTPError(408, "the request body is too slow")
@@ -542,7 +543,7 @@ class Http2Connection:
         """GOAWAY, once. h2 can't say it and go on; the streams under way are to be finished."""
         if self._last is None or code:
             self._last = self._h2.highest_inbound_stream_id
-            frame = GoAwayFrame(0, self._last, code, text.encode())
+            frame = GoAwayFrame(0, self._last, code, text.encode()[:200])
             self._put(self._h2.data_to_send() + frame.serialize())
             self._flush()
 

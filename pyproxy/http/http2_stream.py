@@ -70,6 +70,11 @@ class Stream:
         self.gone = self.gone or reason
         self.wake()
 
+    @property
+    def readable(self) -> bool:
+        """Whether something has come, but for the last of a body of known length."""
+        return bool(self.body) and self.received != self.length
+
     def end(self, trailers: Pairs = ()) -> None:
         """The client has sent all. Raises ``Malformed``."""
         if self.length is not None and self.received != self.length:
@@ -136,7 +141,7 @@ class Stream:
 
     def _respond(self, request: Request) -> None:
         try:
-            if request.fields.length or request.fields.chunked:
+            if not self._bodiless:
                 self._read_body(request)
             reply = self.connection.server.service(request)
         except (TargetError, HTTPError) as error:
@@ -154,7 +159,9 @@ class Stream:
         if length is not None and limit is not None and length > limit:
             raise HTTPError(413, f"a body has at most {limit} bytes here")
         reader = BodyReader(self._receive, b"", length, limit, _ToTheEnd(self))
-        if (length is None or length <= most) and not request.fields.expects:
+        if length == 0:
+            self._receive()  # the end
+        elif (length is None or length <= most) and not request.fields.expects:
             request.body = reader.collect(most)
         request.replayable = reader.done and reader.size <= most
         if not reader.done:
@@ -209,14 +216,11 @@ class Stream:
         ]
         head = response(answer.status, tuple(fields))
         self._status, self._size = answer.status, 0
-        if isinstance(answer.body, FilePart):
-            with answer.body.file:
-                if is_head or answer.bodiless or not answer.length:
-                    self.connection.send(self, head, end=True)
-                else:
-                    self._send_file(head, answer.body)
-        elif is_head or answer.bodiless:
+        if is_head or answer.bodiless:
             self.connection.send(self, head, end=True)
+        elif isinstance(answer.body, FilePart):
+            with answer.body.file:
+                self._send_file(head, answer.body)
         else:
             self.connection.send(self, head, answer.body, end=True)
             self._size = len(answer.body)
@@ -224,6 +228,8 @@ class Stream:
     def _send_file(self, head: Pairs | None, part: FilePart) -> None:
         part.file.seek(part.offset)
         left = part.length
+        if not left:
+            self.connection.send(self, head, end=True)
         while left:
             data = part.file.read(min(left, _PIECE))
             if not data:
