@@ -68,14 +68,14 @@ def _client_context(said: PoolSettings) -> ssl.SSLContext | None:
         raise SettingsError([f"target_tls: {error}"]) from None
 
 
-def _server_tls(said: TLS, http2: bool) -> tls.ServerTLS:
+def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
     try:
         return tls.ServerTLS(
             said.pairs,
             min_version=said.min_version,
             ciphers=said.ciphers,
             client_ca=said.client_ca,
-            protocols=("h2", "http/1.1") if http2 else ("http/1.1",),
+            protocols=protocols,
         )
     except ValueError as error:
         raise SettingsError([f"tls: {error}"]) from None
@@ -201,7 +201,10 @@ class Proxy:
         self.settings = settings
         self.history = History()
         secure = any(one.secure for one in settings.listen)
-        self._tls = _server_tls(settings.tls, settings.http2.offered) if secure else None
+        http = ["h2", "http/1.1"] if settings.http2.offered else ["http/1.1"]
+        self._tls = _server_tls(settings.tls, http) if secure else None
+        secure_tcp = any(one.tls for one in settings.tcp)
+        self._tcp_tls = _server_tls(settings.tls, []) if secure_tcp else None
         self._services: list[Backing] = []
         self._serve = self._built()
         self._relayed = [TCPService(one, self.history) for one in settings.tcp]
@@ -312,11 +315,15 @@ class Proxy:
                     http2=settings.http2,
                 )
             )
+        together: dict[object, list[TCPService]] = {}  # those that share an address
         for service in self._relayed:
+            shared = service.entry.listen if service.entry.place[2] else service
+            together.setdefault(shared, []).append(service)
+        for services in together.values():
             self._tcp_servers.append(
                 TCPProxyServer(
-                    service.entry,
-                    service.connector,
+                    [(one.entry, one.connector) for one in services],
+                    tls=self._tcp_tls if services[0].entry.tls else None,
                     connections=self._connections,
                     timeouts=settings.timeouts,
                     trusted=settings.trusted_proxies,

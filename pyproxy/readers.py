@@ -211,6 +211,12 @@ def url_of(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def wildcards(host: str) -> list[str]:
+    """``a.b.c`` -> ``*.b.c``, ``*.c``"""
+    labels = host.split(".")
+    return [f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))]
+
+
 def refuse_duplicates(names: list[str]) -> None:
     """Empty ones may stand there several times."""
     again = [

@@ -512,6 +512,17 @@ class TCPEntry(PoolSettings):
         "connections begin with a PROXY header that tells the client; only from trusted_proxies",
         boolean,
     )
+    tls: bool = option(
+        False,
+        "clients speak TLS here, with the certificates of tls; targets get it decrypted",
+        boolean,
+    )
+    server_name: str | None = option(
+        None,
+        'for clients that ask for this name (or "*.example.com") in TLS, which passes untouched;'
+        " several entries may listen at one address (null: for all others)",
+        _host,
+    )
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -559,6 +570,8 @@ def _tcp_entry(value: Json) -> TCPEntry:
     except ValueError as error:
         problems += parts(error)
     else:
+        if found.tls and found.server_name:
+            problems.append((".server_name", "TLS that ends here isn't passed on: say it or tls"))
         key = dict(found.policy.options).get("key", "client")
         if key != "client":
             problems.append((".policy", f'a key "{key}" needs HTTP: a tcp entry has "client"'))
@@ -569,7 +582,18 @@ def _tcp_entry(value: Json) -> TCPEntry:
 
 def _tcp(value: Json) -> tuple[TCPEntry, ...]:
     found = list_of(_tcp_entry)(value)
-    refuse_duplicates([one.listen if one.place[2] else "" for one in found])
+    refuse_duplicates(
+        [f"{one.listen} {one.server_name or ''}".strip() if one.place[2] else "" for one in found]
+    )
+    problems = [
+        (f"[{at}]", f"tls, server_name and proxy_protocol don't agree with {first.listen} above")
+        for at, one in enumerate(found)
+        for first in found[:at]
+        if one.listen == first.listen and one.place[2]
+        if (one.tls, one.proxy_protocol) != (first.tls, first.proxy_protocol) or one.tls
+    ]
+    if problems:
+        raise Problems(problems)
     return found
 
 
@@ -601,6 +625,11 @@ class Settings(PoolSettings):
     access_log: str | None = option(
         None, 'a file for a line a request, "-" for standard output, null for none', optional(text)
     )
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether some address speaks TLS itself."""
+        return any(one.secure for one in self.listen) or any(one.tls for one in self.tcp)
 
 
 _POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}
@@ -638,7 +667,7 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     if not {"targets", "routes", "tcp"} & found.data.keys():
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
-    if settings and any(one.secure for one in settings.listen) and not settings.tls.pairs:
+    if settings and settings.needs_tls and not settings.tls.pairs:
         said = "an https address needs it (`pyproxy certificate localhost` makes one to try)"
         told.append(f"{found.source('tls')}: tls.certificate: {said}")
     listens = settings.listen if settings else ()

@@ -279,7 +279,8 @@ class ServerTLS:
         client_ca: str | None = None,
         protocols: Sequence[str] = ("http/1.1",),
     ) -> None:
-        """``pairs[0]`` is for clients that name nobody known. Raises ``ValueError``."""
+        """``pairs[0]`` is for clients that name nobody known; ``protocols`` are what ALPN offers.
+        Raises ``ValueError``."""
         self._pairs = tuple(pairs)
         self._min_version, self._ciphers = MIN_VERSIONS[min_version], ciphers
         self._client_ca = client_ca
@@ -317,7 +318,8 @@ class ServerTLS:
     def _context(self, pair: Pair) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = self._min_version
-        context.set_alpn_protocols(self._protocols)
+        if self._protocols:
+            context.set_alpn_protocols(self._protocols)
         try:
             if self._ciphers:
                 context.set_ciphers(self._ciphers)

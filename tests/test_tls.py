@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyproxy import Proxy
 from pyproxy.errors import SettingsError
 from pyproxy.http.message import Peer
 from pyproxy.lab.certificate import CertificateError, make_certificate
 from pyproxy.settings import parse
+from pyproxy.tcp.client_hello import Incomplete, server_name
 from tests.programs import program, run
 from tests.support import (
     DEADLINE,
@@ -450,6 +453,142 @@ def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) ->
         pytest.raises((EOFError, ConnectionError, ValueError)),
     ):
         get(proxy.url)
+
+
+# TCP mode
+
+
+def greeting(name: bytes, context: ssl.SSLContext | None = None) -> RawTarget:
+    """A target that says its name, then sends all back; over TLS with a ``context``."""
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        if context:
+            wire.sock = context.wrap_socket(wire.sock, server_side=True)
+        with wire.sock:
+            wire.send(name)
+            while data := wire.sock.recv(65536):
+                wire.send(data)
+
+    return RawTarget(serve)
+
+
+def tcp_url(proxy: Proxy) -> str:
+    return next(url for url in proxy.urls if url.startswith("tcp:"))
+
+
+def test_a_tcp_address_can_speak_tls_for_plain_targets(local: tuple[str, str]) -> None:
+    size = 5_000_000
+    with greeting(b"a") as target:
+        entry = {"listen": 0, "targets": [target.port], "tls": True}
+        pair = {"certificate": local[0], "key": local[1]}
+        with Proxy(tcp=[entry], tls=pair, timeouts={"header": 0.5}) as proxy:
+            with connect(tcp_url(proxy), trusting(local)) as wire:
+                assert wire.read_exactly(1) == b"a"
+                sending = bytes(size)
+                for at in range(0, size, 100_000):
+                    wire.send(sending[at : at + 100_000])
+                    assert len(wire.read_exactly(100_000)) == 100_000
+            with socket.create_connection(
+                ("127.0.0.1", int(tcp_url(proxy).rpartition(":")[2]))
+            ) as s:
+                s.settimeout(DEADLINE)
+                s.sendall(b"plain text\n")
+                with contextlib.suppress(ConnectionError):
+                    assert s.recv(100) == b""
+            eventually(lambda: proxy.connections == 0)
+            assert target.connections == 1, "nobody is connected before the handshake"
+
+
+def test_tls_passes_untouched_to_who_has_the_name(folder: Path) -> None:
+    pairs = {name: _pair((name,), 1, folder) for name in ("a.test", "*.b.test")}
+    context = ssl.create_default_context()
+    for pair in pairs.values():
+        context.load_verify_locations(pair[0])
+    with (
+        greeting(b"A", server_context(pairs["a.test"])) as a,
+        greeting(b"B", server_context(pairs["*.b.test"])) as b,
+        greeting(b"other") as other,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        entries = [
+            {"listen": listen, "server_name": "a.test", "targets": [a.port]},
+            {"listen": listen, "server_name": "*.b.test", "targets": [b.port]},
+            {"listen": listen, "targets": [other.port]},
+        ]
+        with Proxy(tcp=entries, timeouts={"header": 0.5}) as proxy:
+            assert len(proxy.urls) == 1
+            for name, says in (("a.test", b"A"), ("A.test", b"A"), ("x.b.test", b"B")):
+                with connect(tcp_url(proxy), context, name) as wire:
+                    assert wire.read_exactly(1) == says
+                    wire.send(b"hello")
+                    assert wire.read_exactly(5) == b"hello"
+            for start in (b"no TLS", bytes.fromhex("160301000501000001ff")):
+                with Wire(socket.create_connection(("127.0.0.1", tcp_port(proxy)))) as wire:
+                    wire.send(start)
+                    assert wire.read_exactly(5 + len(start)) == b"other" + start
+            with Wire(socket.create_connection(("127.0.0.1", tcp_port(proxy)))) as slow:
+                slow.send(bytes.fromhex("1603010200010001fc0303"))
+                assert slow.at_end(), "half a hello has timeouts.header to become whole"
+        with Proxy(tcp=entries[:1]) as proxy, pytest.raises((ssl.SSLError, ConnectionError)):
+            connect(tcp_url(proxy), context, "x.b.test")
+
+
+def tcp_port(proxy: Proxy) -> int:
+    return int(tcp_url(proxy).rpartition(":")[2])
+
+
+def hello(name: str | None, padding: int = 0) -> bytes:
+    """What a real client says first."""
+    context = ssl.create_default_context()
+    context.check_hostname = name is not None
+    sent = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return sent.read()
+
+
+@pytest.mark.parametrize("name", ["example.com", "a" * 63 + ".test", "EXAMPLE.com", None])
+def test_the_name_is_read_from_a_hello_however_it_comes(name: str | None) -> None:
+    data = hello(name)
+    wanted = name and name.lower()
+    assert server_name(data) == wanted
+    assert server_name(data + b"more") == wanted
+    for end in range(len(data)):
+        with pytest.raises(Incomplete):
+            server_name(data[:end])
+    body, records = data[5:], b""
+    for at in range(0, len(body), 7):  # the same in many records
+        piece = body[at : at + 7]
+        records += b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece
+    assert server_name(records) == wanted
+
+
+@given(st.binary(max_size=300), st.integers(0, 500), st.integers(0, 255))
+def test_a_damaged_hello_names_somebody_or_nobody(noise: bytes, at: int, byte: int) -> None:
+    data = bytearray(hello("example.com"))
+    data[at % len(data)] = byte
+    for damaged in (bytes(data), noise, b"\x16\x03\x01" + noise):
+        with contextlib.suppress(Incomplete):
+            server_name(damaged)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([{"tls": True, "server_name": "a.test"}], "TLS that ends here isn't passed on"),
+        ([{"tls": True}, {"server_name": "a.test"}], "don't agree with"),
+        ([{"server_name": "a.test"}, {"server_name": "a.test"}], "stands here twice"),
+        ([{"tls": True}], "tls.certificate: an https address needs it"),
+        ([{"server_name": "a b"}], "expected a host like"),
+    ],
+)
+def test_what_tcp_entries_cannot_have_is_told(entries: list[dict[str, Any]], said: str) -> None:
+    tcp = [{"listen": "127.0.0.1:5433", "targets": [5432], **one} for one in entries]
+    with pytest.raises(SettingsError, match=said):
+        parse({"tcp": tcp})
 
 
 # Settings and commands

@@ -8,6 +8,7 @@ from pyproxy.errors import HTTPError
 from pyproxy.http.answer import Answer
 from pyproxy.http.forward import Reply, Request
 from pyproxy.http.static import Files, to_folder
+from pyproxy.readers import wildcards
 
 # What answers requests: a pool's Forwarder, a Router, or a function.
 Service = Callable[[Request], Reply | Answer]
@@ -44,17 +45,11 @@ class Router:
     def find(self, host: str, path: str) -> Service:
         """``host`` without a port; ``path`` as it came."""
         segments = _segments(path)
-        for name in (host, *_wildcards(host), None):
+        for name in (host, *wildcards(host), None):
             for prefix, service in self._by_host.get(name, ()):
                 if segments[: len(prefix)] == prefix:
                     return service
         return self._default
-
-
-def _wildcards(host: str) -> list[str]:
-    """``a.b.c`` -> ``*.b.c``, ``*.c``"""
-    labels = host.split(".")
-    return [f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))]
 
 
 def _segments(path: str) -> list[str]:

@@ -3,7 +3,8 @@
 Listener._serve                     a thread waits in accept
   TCPHandler.setup                  is there a place? (limits.connections)
   TCPHandler.handle
-    introduced                        the PROXY header, where one must come
+    introduced                        the PROXY header, where one must come; TLS
+    _ask_name                         the name in TLS, where entries differ in it
     Connector.connect                 pick a target, connect, evict, next
     Relay.run                         until both sides have ended
 """
@@ -13,20 +14,25 @@ import logging
 import socket
 import socketserver
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pyproxy import net
 from pyproxy.connections import Connections
 from pyproxy.errors import BadProxyHeader, ClientGone, PyproxyError
 from pyproxy.listener import Listener
-from pyproxy.readers import Network
+from pyproxy.readers import Network, wildcards
 from pyproxy.settings import TCPEntry, Timeouts
+from pyproxy.tcp.client_hello import Incomplete, server_name
 from pyproxy.tcp.connector import Connector, Newcomer
 from pyproxy.tcp.introduction import addresses_of, introduced
 from pyproxy.tcp.proxy_protocol import Addresses, plain_ip, serialise
 from pyproxy.tcp.relay import Relay, Relayed
+from pyproxy.tls import ServerTLS
 
 log = logging.getLogger(__name__)
+
+_HELLO = 4096  # bytes asked for at once of a TLS client's hello
 
 
 class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
@@ -34,17 +40,20 @@ class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
 
     def __init__(
         self,
-        entry: TCPEntry,
-        connector: Connector,
+        entries: Sequence[tuple[TCPEntry, Connector]],
         *,
         connections: Connections,
         timeouts: Timeouts,
         trusted: tuple[Network, ...] = (),
         cpu_affinity: bool = False,
+        tls: ServerTLS | None = None,
     ) -> None:
-        """Binds and listens. Raises ``ListenError``."""
-        self.entry = entry
-        self.connector = connector
+        """Binds and listens. ``entries`` have one address, and differ in the names that clients ask
+        for. Raises ``ListenError``."""
+        self.entry = entry = entries[0][0]
+        self.tls = tls
+        self._by_name = {one.server_name: (one, connector) for one, connector in entries}
+        self.named = any(self._by_name)
         self.trusted = trusted
         self.buffers = net.Buffers()
         super().__init__(
@@ -58,11 +67,19 @@ class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         TCPHandler(request, client_address, self)
 
+    def find(self, name: str | None) -> tuple[TCPEntry, Connector] | None:
+        """Who serves a client that asks for ``name``."""
+        known = self._by_name
+        for one in (name, *wildcards(name or ""), None):
+            if one in known:
+                return known[one]
+        return None
+
 
 class TCPHandler(socketserver.BaseRequestHandler):
     """One client connection."""
 
-    request: socket.socket
+    request: net.Socket
     server: TCPProxyServer
 
     served = 0
@@ -106,31 +123,58 @@ class TCPHandler(socketserver.BaseRequestHandler):
 
     def _serve(self) -> None:
         server = self.server
-        pool = server.connector.pool
         addresses = self._addresses()
+        asked, first = self._ask_name() if server.named else (None, b"")
+        if not (found := server.find(asked)):
+            raise ClientGone(f"nobody serves {asked or 'who names nobody'} here")
+        entry, connector = found
         self._silent_since = 0.0
         newcomer = Newcomer(str(plain_ip(addresses.source[0])))
-        target, sock = server.connector.connect(newcomer, self._check_client)
+        target, sock = connector.connect(newcomer, self._check_client)
         try:
             with sock:
-                version = server.entry.send_proxy
-                hello = serialise(version, addresses) if version else b""
-                done = self._relayed(sock, hello)
+                hello = serialise(entry.send_proxy, addresses) if entry.send_proxy else b""
+                done = self._relayed(sock, hello + first, entry.timeouts.idle)
         finally:
-            pool.release(target)
+            connector.pool.release(target)
         log.debug("%s and %s: %s", newcomer.address, target.url, done)
 
     def _addresses(self) -> Addresses:
-        server = self.server
-        if not server.entry.proxy_protocol:
-            return addresses_of(self.request)
-        return introduced(self.request, server.trusted, server.timeouts.header)
+        """Who the client is. After this, ``request`` is what it says behind its introductions."""
+        server, plain = self.server, self.request
+        assert isinstance(plain, socket.socket)
+        if server.entry.proxy_protocol:
+            found = introduced(plain, server.trusted, server.timeouts.header)
+        else:
+            found = addresses_of(plain)
+        if server.tls:
+            try:
+                self.request = server.tls.accept(plain, server.timeouts.header)
+            except OSError as error:
+                raise ClientGone(f"no TLS: {net.reason(error)}") from None
+        return found
 
-    def _relayed(self, sock: socket.socket, hello: bytes) -> Relayed:
+    def _ask_name(self) -> tuple[str | None, bytes]:
+        """The name in the client's hello, and what has been received of it. Raises
+        ``ClientGone``."""
+        deadline = time.monotonic() + self.server.timeouts.header
+        data = b""
+        while True:
+            try:
+                return server_name(data), data
+            except Incomplete:
+                net.set_receive_timeout(self.request, max(deadline - time.monotonic(), 0.001))
+            try:
+                received = self.request.recv(_HELLO)
+            except OSError as error:
+                raise ClientGone(f"within its hello: {net.reason(error)}") from None
+            if not received or time.monotonic() > deadline:
+                raise ClientGone("no whole hello")
+            data += received
+
+    def _relayed(self, sock: socket.socket, first: bytes, idle: float) -> Relayed:
         server = self.server
-        self._relay = relay = Relay(
-            self.request, sock, hello, idle=server.entry.timeouts.idle, buffers=server.buffers
-        )
+        self._relay = relay = Relay(self.request, sock, first, idle=idle, buffers=server.buffers)
         if self._broken_off:
             relay.break_off()
         return relay.run()
