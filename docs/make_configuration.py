@@ -9,20 +9,23 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 from pyproxy.balancing.policies import POLICIES
-from pyproxy.options import REQUIRED, declared
-from pyproxy.settings import Listen, PoolSettings, Route, Settings, TargetSettings, plain
+from pyproxy.options import REQUIRED, Option, declared
+from pyproxy.settings import Listen, PoolSettings, Route, Settings, TargetSettings, plain, tcp_options
 
 PAGE = Path(__file__).with_name("configuration.md")
 
 
 def table(kind: type) -> str:
-    rows = ["| key | unit | default | what |", "| --- | --- | --- | --- |"]
     inherited = declared(PoolSettings) if kind is Route else []
-    for path, option, default in declared(kind):
-        if (path, option, default) in inherited:
-            continue
+    return rows_of([one for one in declared(kind) if one not in inherited])
+
+
+def rows_of(options: list[tuple[str, Option, Any]]) -> str:
+    rows = ["| key | unit | default | what |", "| --- | --- | --- | --- |"]
+    for path, option, default in options:
         shown = "" if default is REQUIRED else f"`{json.dumps(plain(default))}`"
         rows.append(f"| `{path}` | {option.unit} | {shown} | {option.help} |")
     return "\n".join(rows)
@@ -45,6 +48,7 @@ MADE = {
     "listen": lambda: table(Listen),
     "target": lambda: table(TargetSettings),
     "route": lambda: table(Route),
+    "tcp": lambda: rows_of(tcp_options()),
     "policies": policies,
 }
 
