@@ -13,7 +13,15 @@ from typing import Any
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, Option, declared
-from pyproxy.settings import Listen, PoolSettings, Route, Settings, TargetSettings, plain, tcp_options
+from pyproxy.settings import (
+    Listen,
+    PoolSettings,
+    Route,
+    Settings,
+    TargetSettings,
+    plain,
+    tcp_options,
+)
 
 PAGE = Path(__file__).with_name("configuration.md")
 

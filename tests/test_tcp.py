@@ -14,7 +14,7 @@ import pytest
 from pyproxy import Proxy, net
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.settings import parse, plain
-from pyproxy.tcp.relay import Ending, Relay, Relayed
+from pyproxy.tcp.relay import Ending, Pipes, Relay, Relayed
 from pyproxy.tls import ServerTLS, TLSSocket, client_context
 from tests.programs import program
 from tests.support import DEADLINE, RawTarget, Wire, closed_port, eventually, get, letters
@@ -386,12 +386,17 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class Relaying:
     """A relay in a thread, and the far ends of its two connections."""
 
-    def __init__(self, idle: float = DEADLINE, **first: bytes) -> None:
+    def __init__(
+        self, to_target: bytes = b"", to_client: bytes = b"", pipes: Pipes | None = None
+    ) -> None:
         client, inner = pair()
         target, outer = pair()
         self.client, self.target = Wire(client), Wire(target)
         self.inner, self.outer = inner, outer
-        self.relay = Relay(inner, outer, idle=idle, buffers=net.Buffers(), **first)
+        buffers = net.Buffers()
+        self.relay = Relay(
+            inner, outer, to_target, to_client, idle=DEADLINE, buffers=buffers, pipes=pipes
+        )
         self.done: list[Relayed] = []
         self._thread = threading.Thread(target=lambda: self.done.append(self.relay.run()))
         self._thread.start()
@@ -472,7 +477,39 @@ def test_large_buffers_are_given_back_when_nothing_moves() -> None:
             sender.start()
             assert it.client.read_exactly(len(data)) == data
             sender.join()
-        eventually(lambda: it.relay._up.buffer is None and it.relay._down.buffer is None)
+        eventually(lambda: not (it.relay._up.much or it.relay._down.much))
+
+
+@pytest.mark.skipif(not hasattr(os, "splice"), reason="no splice")
+def test_pipes_are_given_back_whole_and_those_with_bytes_in_them_are_closed() -> None:
+    pipes = Pipes()
+    data = os.urandom(10_000_000)
+    with Relaying(pipes=pipes) as it:
+        sender = threading.Thread(target=it.target.send, args=(data,))
+        sender.start()
+        assert it.client.read_exactly(len(data)) == data
+        sender.join()
+        eventually(lambda: not it.relay._down.much)
+        assert (pipes._lent, len(pipes._free)) == (0, 1)
+        it.client.sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            it.client.send(b"x" * 50_000_000)
+        assert pipes._lent == 1
+        it.relay.break_off()
+        assert it.result().ending is Ending.BROKEN_OFF
+        assert (pipes._lent, len(pipes._free)) == (0, 0)
+    pipes.close()
+    assert pipes.take() is None
+
+
+def test_without_a_free_pipe_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipes, "MOST", 0)
+    data = os.urandom(10_000_000)
+    with Relaying(pipes=Pipes()) as it:
+        sender = threading.Thread(target=it.client.send, args=(data,))
+        sender.start()
+        assert it.target.read_exactly(len(data)) == data
+        sender.join()
 
 
 def test_a_relay_does_without_poll(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,19 @@ run
   poll                  until one of the two sockets has something, or takes something again
     _Way.carry          receives once, and sends that on at once
     _Way.flush          sends what the other side didn't take before
-    _Way.half_close     one side has said all: the other one is told, and may go on
+
+Of a connection on which little comes at a time, each piece goes through a small buffer that is
+made for it. Once much comes, splice moves it through a pipe that is lent, and where that can't be
+(TLS, other systems than Linux) a large buffer does.
 
 Nothing is received while the other side doesn't take what came before, so a slow reader slows the
 sender down, and no direction ever waits for the other one.
 """
 
 import contextlib
+import os
 import socket
+import threading
 import time
 from enum import StrEnum
 from typing import NamedTuple
@@ -20,8 +25,16 @@ from pyproxy import net
 from pyproxy.net import POLLERR, POLLHUP, POLLIN, POLLOUT
 from pyproxy.tls import TLSSocket
 
+try:
+    import fcntl
+except ImportError:  # Windows, where there is no splice either
+    fcntl = None  # type: ignore[assignment]
+
+_PIPE = 1 << 20  # bytes, as much as a user may ask for
+_MOVE_AT_ONCE = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK; os has their names from Python 3.12 on
+
 _SMALL = 16384  # bytes asked for at once, until so many come
-_HELD = 0.1  # seconds of silence after which a large buffer is given back
+_HELD = 0.1  # seconds of silence after which what is lent is given back
 _GRACE = 1.0  # seconds of silence after which a connection counts as idle
 
 
@@ -40,24 +53,102 @@ class Relayed(NamedTuple):
     ending: Ending
 
 
+class Pipe:
+    """What splice moves bytes through, from socket to socket, without a copy of them here."""
+
+    def __init__(self) -> None:
+        self.outlet, self._inlet = os.pipe()
+        self.held = 0  # bytes in it
+        if fcntl:
+            with contextlib.suppress(OSError):  # a user has only so much of them: smaller is fine
+                fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE)
+
+    def fill(self, source: int) -> int:
+        """From an open file that doesn't wait; the number of bytes, 0 at its end."""
+        size = os.splice(source, self._inlet, _PIPE, flags=_MOVE_AT_ONCE)
+        self.held += size
+        return size
+
+    def empty(self, sink: int) -> None:
+        """Raises ``BlockingIOError`` when the sink doesn't take all."""
+        while self.held:
+            self.held -= os.splice(self.outlet, sink, self.held, flags=_MOVE_AT_ONCE)
+
+    def close(self) -> None:
+        os.close(self.outlet)
+        os.close(self._inlet)
+
+
+class Pipes:
+    """Pipes, lent to one thread at a time, and no more than ``MOST`` at once."""
+
+    MOST = 32
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Pipe] = []
+        self._lent = 0
+        self._closed = not hasattr(os, "splice")
+
+    def take(self) -> Pipe | None:
+        """None: do without."""
+        with self._lock:
+            if self._closed or self._lent >= self.MOST:
+                return None
+            self._lent += 1
+            if self._free:
+                return self._free.pop()
+        try:
+            return Pipe()
+        except OSError:  # no more files may be open
+            with self._lock:
+                self._lent -= 1
+            return None
+
+    def give_back(self, pipe: Pipe) -> None:
+        with self._lock:
+            self._lent -= 1
+            if not (pipe.held or self._closed):
+                self._free.append(pipe)
+                return
+        pipe.close()
+
+    def close(self) -> None:
+        """Closes those that are not lent, and from now on each that is given back."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+        for pipe in free:
+            pipe.close()
+
+
 class _Way:
     """One direction. Its methods raise ``OSError`` when one of the two sides is lost."""
 
     def __init__(
-        self, source: net.Socket, sink: net.Socket, first: bytes, buffers: net.Buffers
+        self,
+        source: net.Socket,
+        sink: net.Socket,
+        first: bytes,
+        buffers: net.Buffers,
+        pipes: Pipes | None,
     ) -> None:
         self.source, self.sink = source, sink
         self.moved = len(first)
         self.pending = memoryview(first)  # received, and not taken by the sink yet
         self.open = True  # more may be received now
-        self.ended = False  # the source has said all
-        self.closed = False  # and the sink knows it
-        self.buffer: memoryview | None = None  # lent, while much comes
-        self._buffers = buffers
+        self.ended = False  # the source has said all, and the sink knows it
+        # Lent while much comes: a pipe, or a buffer where there is none.
+        self.much = False
+        self._buffer: memoryview | None = None
+        self._pipe: Pipe | None = None
+        self._buffers, self._pipes = buffers, pipes
         self._receive, self._receive_into, self._send = source.recv, source.recv_into, sink.send
         # What TLS keeps in memory no poll can see.
         self._tls_source = source if isinstance(source, TLSSocket) else None
         self._tls_sink = sink if isinstance(sink, TLSSocket) else None
+        if self._tls_source or self._tls_sink:
+            self._pipes = None
 
     def begin(self) -> None:
         """With what is there already."""
@@ -68,22 +159,22 @@ class _Way:
 
     def carry(self) -> bool:
         """Receives once and sends that on. False if poll is to look for something else now."""
+        if self._pipe:
+            return self._splice(self._pipe)
         data: bytes | memoryview
         try:
-            if self.buffer is None:
+            if self._buffer is None:
                 data = self._receive(_SMALL)
                 size = len(data)
                 if size == _SMALL:
-                    self.buffer = self._buffers.take()
+                    self._expect_much()
             else:
-                size = self._receive_into(self.buffer)
-                data = self.buffer[:size]
+                size = self._receive_into(self._buffer)
+                data = self._buffer[:size]
         except BlockingIOError:
             return True
         if not size:
-            self.open, self.ended = False, True
-            self._half_close()
-            return False
+            return self._end()
         self.moved += size
         try:
             sent = self._send(data)
@@ -97,28 +188,65 @@ class _Way:
             return self.carry()
         return True
 
+    def _splice(self, pipe: Pipe) -> bool:
+        """The same through a pipe."""
+        try:
+            size = pipe.fill(self.source.fileno())
+        except BlockingIOError:
+            return True
+        if not size:
+            return self._end()
+        self.moved += size
+        try:
+            pipe.empty(self.sink.fileno())
+        except BlockingIOError:
+            self.open = False
+            return False
+        if size < _SMALL:
+            self.give_back()
+        return True
+
+    def _expect_much(self) -> None:
+        self.much = True
+        self._pipe = self._pipes.take() if self._pipes else None
+        if self._pipe is None:
+            self._buffer = self._buffers.take()
+
     @property
     def blocked(self) -> bool:
         """Waits for the sink."""
-        return bool(self.pending or (self._tls_sink and self._tls_sink.unsent))
+        return bool(
+            self.pending
+            or (self._pipe and self._pipe.held)
+            or (self._tls_sink and self._tls_sink.unsent)
+        )
 
     def flush(self) -> None:
         """Sends what the sink takes now of what it didn't take before."""
         with contextlib.suppress(BlockingIOError):
-            self.pending = self.pending[self._send(self.pending) :]
+            if self._pipe and not self.pending:
+                self._pipe.empty(self.sink.fileno())
+            else:
+                self.pending = self.pending[self._send(self.pending) :]
         self.open = not (self.blocked or self.ended)
         if self.open and self._tls_source:
             self.carry()
 
-    def _half_close(self) -> None:
-        self.closed = True
+    def _end(self) -> bool:
+        """The source has said all, and the sink is told."""
+        self.open = False
+        self.ended = True
         self.sink.shutdown(socket.SHUT_WR)
+        return False
 
     def give_back(self) -> None:
-        """The buffer. Nothing may be pending."""
-        if self.buffer is not None:
-            self._buffers.give_back(self.buffer)
-            self.buffer = None
+        """What is lent. Nothing may be pending."""
+        if self._pipe and self._pipes:
+            self._pipes.give_back(self._pipe)
+        elif self._buffer is not None:
+            self._buffers.give_back(self._buffer)
+        self._pipe = self._buffer = None
+        self.much = False
 
 
 class Relay:
@@ -139,9 +267,10 @@ class Relay:
         *,
         idle: float,
         buffers: net.Buffers,
+        pipes: Pipes | None = None,
     ) -> None:
-        self._up = _Way(client, target, to_target, buffers)
-        self._down = _Way(target, client, to_client, buffers)
+        self._up = _Way(client, target, to_target, buffers, pipes)
+        self._down = _Way(target, client, to_client, buffers, pipes)
         self._patience = idle * 1000
         self._client, self._target = client, target
         self._broken_off = False
@@ -188,11 +317,11 @@ class Relay:
         up.begin()
         down.begin()
         self._watch()
-        while not (up.closed and down.closed):
-            if up.buffer is None and down.buffer is None:
+        while not (up.ended and down.ended):
+            if not (up.much or down.much):
                 events = poll(self._patience)
             else:
-                events = poll(_HELD * 1000) or self._without_buffers()
+                events = poll(_HELD * 1000) or self._with_empty_hands()
             if self._broken_off:
                 return Ending.BROKEN_OFF
             if not events:
@@ -209,10 +338,10 @@ class Relay:
                 self._watch()
         return Ending.ENDED
 
-    def _without_buffers(self) -> list[tuple[int, int]]:
-        """After a moment of silence: no large buffer is held for an idle connection."""
+    def _with_empty_hands(self) -> list[tuple[int, int]]:
+        """After a moment of silence: nothing large is held for an idle connection."""
         for way in (self._up, self._down):
-            if not way.pending:
+            if not way.blocked:
                 way.give_back()
         return self._poll.poll(self._patience)
 

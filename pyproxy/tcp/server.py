@@ -27,7 +27,7 @@ from pyproxy.tcp.client_hello import Incomplete, server_name
 from pyproxy.tcp.connector import Connector, Newcomer
 from pyproxy.tcp.introduction import addresses_of, introduced
 from pyproxy.tcp.proxy_protocol import Addresses, plain_ip, serialise
-from pyproxy.tcp.relay import Relay, Relayed
+from pyproxy.tcp.relay import Pipes, Relay, Relayed
 from pyproxy.tls import ServerTLS
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
         self.named = any(self._by_name)
         self.trusted = trusted
         self.buffers = net.Buffers()
+        self.pipes = Pipes()
         super().__init__(
             entry.place,
             TCPHandler,
@@ -63,6 +64,10 @@ class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
             timeouts=timeouts,
             cpu_affinity=cpu_affinity,
         )
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.pipes.close()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         TCPHandler(request, client_address, self)
@@ -174,7 +179,14 @@ class TCPHandler(socketserver.BaseRequestHandler):
 
     def _relayed(self, sock: socket.socket, first: bytes, idle: float) -> Relayed:
         server = self.server
-        self._relay = relay = Relay(self.request, sock, first, idle=idle, buffers=server.buffers)
+        self._relay = relay = Relay(
+            self.request,
+            sock,
+            first,
+            idle=idle,
+            buffers=server.buffers,
+            pipes=server.pipes,
+        )
         if self._broken_off:
             relay.break_off()
         return relay.run()
