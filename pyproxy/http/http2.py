@@ -15,18 +15,21 @@ others go on, and the connection's own thread always reads. Memory: of what come
 windows; of what goes, a piece for each stream.
 """
 
+import contextlib
+import functools
 import logging
+import queue
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import hpack
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 
@@ -53,10 +56,38 @@ _STREAM_WINDOW = 262144  # bytes of a body that a client may send before we read
 _WINDOW = 1048576  # the same for all of a connection's streams
 _AT_ONCE = 65536  # bytes put into frames before the kernel takes them
 _LARGEST_FRAME = 16384  # sent, whatever the client allows: others want their turn
-_LARGEST_TABLE = 65536  # of the header compression, whatever the client allows
+_NO_TABLE = b"\x20"  # a dynamic table of no bytes (RFC 7541, 6.3)
 _TICK = 0.5  # seconds between looks at the server's hurry while streams are under way
 _IDLE_THREAD = 10.0  # seconds for which a thread waits for another stream
 _LINGER = 2.0  # seconds in which a client may take the GOAWAY, and send what nobody reads
+
+
+class _Encoder(hpack.Encoder):
+    """Compresses without a memory of its own, so that a response head seen before costs one
+    look-up, a client can't make us keep a large table, and no answer tells of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+
+    @property
+    def header_table_size(self) -> int:
+        return 0
+
+    @header_table_size.setter
+    def header_table_size(self, size: int) -> None:
+        """What the client allows is more than what is used."""
+
+    def encode(self, headers: Iterable[Any], huffman: bool = True) -> bytes:
+        start, self._begun = b"" if self._begun else _NO_TABLE, True
+        return start + _compressed(tuple(headers))
+
+
+@functools.lru_cache(maxsize=1024)
+def _compressed(fields: Pairs) -> bytes:
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    return encoder.encode(fields).removeprefix(_NO_TABLE)
 
 
 class _H2(h2.connection.H2Connection):
@@ -82,6 +113,7 @@ def _h2_connection(head_limit: int) -> _H2:
             SettingCodes.MAX_CONCURRENT_STREAMS: 2**31 - 1,
         },
     )
+    connection.encoder = _Encoder()
     connection.decoder.max_header_list_size = head_limit
     connection.initiate_connection()
     connection.clear_outbound_data_buffer()  # our own SETTINGS tell other limits than h2 enforces
@@ -108,10 +140,10 @@ class Http2Connection:
         self._out = bytearray()  # frames that the kernel hasn't taken yet
         self._moved = 0.0  # when it took some last, or began to owe it
         self._streams: dict[int, Stream] = {}  # until their threads are done with them
-        self._queue: deque[Stream] = deque()
-        self._came = threading.Condition(self.lock)  # a stream for a thread, or the end
+        self._new: list[Stream] = []  # of the frames just received
+        self._queue: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()  # None: the end
         self._threads = 0
-        self._idle_threads = 0
+        self._fewer = threading.Condition(self.lock)  # threads, or streams
         self._last: int | None = None  # the last stream to be served: GOAWAY has been sent
         self._over = False  # nothing more is received or sent
         self._faulty = False  # the client has broken the protocol
@@ -214,7 +246,7 @@ class Http2Connection:
         if self.handler.ended and not self._frames.going:
             self._say_goodbye(_NO_ERROR, "")
             while self._streams and not self._over:
-                self._came.wait()
+                self._fewer.wait()
         self._over = True
 
     def _take(self, data: bytes) -> None:
@@ -230,6 +262,9 @@ class Http2Connection:
                 raise ConnectionFault(int(error.error_code), str(error)) from None
             self._flush()
             start = self._threads_wanted()
+            new, self._new = self._new, []
+        for stream in new:
+            self._queue.put(stream)
         for _ in range(start):
             self._start_thread()
 
@@ -250,8 +285,7 @@ class Http2Connection:
                 return
         self.handler.idle_since = 0.0
         self._streams[number] = stream
-        self._queue.append(stream)
-        self._came.notify()
+        self._new.append(stream)
 
     def _on_data(self, event: h2.events.DataReceived) -> None:
         size = event.flow_controlled_length or 0
@@ -294,8 +328,6 @@ class Http2Connection:
             self._wake_all()
 
     def _on_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
-        if self._h2.encoder.header_table_size > _LARGEST_TABLE:
-            self._h2.encoder.header_table_size = _LARGEST_TABLE
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -307,9 +339,10 @@ class Http2Connection:
             self._over = True
             for stream in self._streams.values():
                 stream.lose("the connection has ended")
-            self._came.notify_all()
+            for _ in range(self._threads):
+                self._queue.put(None)
             while self._threads:
-                self._came.wait()
+                self._fewer.wait()
         self._linger()
 
     def _linger(self) -> None:
@@ -332,10 +365,8 @@ class Http2Connection:
     # The threads of the streams.
 
     def _threads_wanted(self) -> int:
-        """How many to start for the streams that wait; they are counted already."""
-        wanted = min(
-            len(self._queue) - self._idle_threads, self.server.http2.max_streams - self._threads
-        )
+        """How many to start for the streams there are; they are counted already."""
+        wanted = min(len(self._streams), self.server.http2.max_streams) - self._threads
         start = 0
         while start < wanted and (
             not self._threads or self.server.stream_threads.acquire(blocking=False)
@@ -359,7 +390,7 @@ class Http2Connection:
         self._threads -= 1
         if self._threads:  # the one that each connection may have is not counted there
             self.server.stream_threads.release()
-        self._came.notify_all()
+        self._fewer.notify_all()
 
     def _work(self) -> None:
         while stream := self._next():
@@ -374,19 +405,14 @@ class Http2Connection:
 
     def _next(self) -> Stream | None:
         """The next stream; None when this thread is to end."""
-        with self.lock:
-            while True:
-                if self._queue:
-                    return self._queue.popleft()
-                if self._over:
-                    break
-                self._idle_threads += 1
-                came = self._came.wait(_IDLE_THREAD)
-                self._idle_threads -= 1
-                if not came and not self._queue:
-                    break
-            self._thread_ended()
-            return None
+        while True:
+            with contextlib.suppress(queue.Empty):
+                if stream := self._queue.get(timeout=_IDLE_THREAD):
+                    return stream
+            with self.lock:
+                if self._over or self._threads > len(self._streams):
+                    self._thread_ended()
+                    return None
 
     def _done(self, stream: Stream) -> None:
         with self.lock:
@@ -398,7 +424,7 @@ class Http2Connection:
                 self.handler.idle_since = time.monotonic()
                 if self._last is not None or self._frames.going or self.handler.ended:
                     net.shut(self.handler.request, socket.SHUT_RD)  # wakes the connection's thread
-                    self._came.notify_all()
+                    self._fewer.notify_all()
 
     # What a stream's thread asks for.
 
