@@ -56,6 +56,7 @@ _STREAM_WINDOW = 262144  # bytes of a body that a client may send before we read
 _WINDOW = 1048576  # the same for all of a connection's streams
 _AT_ONCE = 65536  # bytes put into frames before the kernel takes them
 _LARGEST_FRAME = 16384  # sent, whatever the client allows: others want their turn
+_LARGEST_REMEMBERED = 2048  # bytes of values in a response head that is compressed once
 _NO_TABLE = b"\x20"  # a dynamic table of no bytes (RFC 7541, 6.3)
 _TICK = 0.5  # seconds between looks at the server's hurry while streams are under way
 _IDLE_THREAD = 10.0  # seconds for which a thread waits for another stream
@@ -80,14 +81,18 @@ class _Encoder(hpack.Encoder):
 
     def encode(self, headers: Iterable[Any], huffman: bool = True) -> bytes:
         start, self._begun = b"" if self._begun else _NO_TABLE, True
-        return start + _compressed(tuple(headers))
+        fields = tuple(headers)
+        small = sum(len(value) for _, value in fields) <= _LARGEST_REMEMBERED
+        return start + (_known if small else _compressed)(fields)
 
 
-@functools.lru_cache(maxsize=1024)
 def _compressed(fields: Pairs) -> bytes:
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
     return encoder.encode(fields).removeprefix(_NO_TABLE)
+
+
+_known = functools.lru_cache(maxsize=1024)(_compressed)
 
 
 class _H2(h2.connection.H2Connection):
@@ -251,8 +256,8 @@ class Http2Connection:
 
     def _take(self, data: bytes) -> None:
         """Raises ``ConnectionFault``."""
-        data = self._frames.look(data, time.monotonic())
         with self.lock:
+            data = self._frames.look(data, time.monotonic())
             try:
                 for event in self._h2.receive_data(data):
                     if act := self._events.get(type(event)):
