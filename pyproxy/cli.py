@@ -8,7 +8,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def serve(chosen: settings.Settings) -> None:
     signals = catch_signals()
     proxy = build(chosen)
     try:
-        proxy.start()
+        with not_for_threads():
+            proxy.start()
     except ListenError as error:
         raise Refused(error) from None
     click.echo(
@@ -150,9 +151,24 @@ def catch_signals() -> "queue.SimpleQueue[int]":
     return signals
 
 
+@contextlib.contextmanager
+def not_for_threads() -> Iterator[None]:
+    """Threads started within leave signals to the main thread. A signal that another thread gets
+    doesn't wake the main one, which has to act on it (it happens on a busy machine)."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has no such choice
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_background(what: Callable[..., object], *arguments: object) -> None:
     name = f"pyproxy-{what.__name__.strip('_')}"
-    threading.Thread(target=what, args=arguments, name=name, daemon=True).start()
+    with not_for_threads():
+        threading.Thread(target=what, args=arguments, name=name, daemon=True).start()
 
 
 def _end_at_once(signals: "queue.SimpleQueue[int]") -> None:

@@ -182,6 +182,24 @@ def test_a_request_under_way_is_finished() -> None:
         assert proxy.wait() == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+def test_signals_are_for_the_main_thread_alone() -> None:
+    """One that another thread got would not wake it, and the proxy would never stop."""
+    both = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
+    with letters("a") as [a], program(*ANY_PORT, "--targets", a.url) as proxy:
+        assert get(proxy.url).body == b"a"
+        pid = proxy.process.pid
+        blocked = {}
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            found = re.search(r"^SigBlk:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
+            assert found
+            blocked[int(status.parent.name)] = int(found[1], 16) & both
+        assert blocked.pop(pid) == 0
+        assert len(blocked) > 2
+        assert set(blocked.values()) == {both}
+        assert proxy.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(number: int) -> None:
     with (
