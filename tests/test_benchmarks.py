@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PATH = f"{os.environ['PATH']}:/usr/sbin"
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 missing = [tool for tool in ("wrk", "nginx") if not shutil.which(tool, path=PATH)]
 
 
@@ -65,3 +66,23 @@ def test_a_policy_is_measured_in_a_proxy_beside_hash_ring() -> None:
     *_, row = done.stdout.splitlines()
     assert row.startswith("| random |")
     assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[2:8])
+
+
+@pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+@pytest.mark.skipif(
+    not STREAM_MODULE.exists(),  # Debian's; elsewhere it may be built in
+    reason="not installed: nginx's stream module",
+)
+def test_the_comparison_of_tcp_mode_measures_too() -> None:
+    script = str(ROOT / "benchmarks" / "compare_tcp.py")
+    done = subprocess.run(
+        [sys.executable, script, "--rounds=1", "--seconds=1", "--only=large-8", "--peers=nginx"],
+        env={**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    [row, *_] = [line for line in done.stdout.splitlines() if line.startswith("| 1 MiB answers")]
+    assert all(int(cell.split()[0].replace(",", "")) > 0 for cell in row.split("|")[2:4])
