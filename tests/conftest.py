@@ -1,12 +1,20 @@
 """What every test is held to."""
 
+import contextlib
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # The same examples each time, however busy the machine.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -25,6 +33,23 @@ def no_leaked_threads() -> Iterator[None]:
     while left := [thread for thread in threading.enumerate() if thread not in before]:
         assert time.monotonic() < deadline, f"threads left behind: {left}"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def alone_on_this_machine() -> Iterator[None]:
+    """Of several runs of the tests at once, one at a time is within: for what has fixed ports."""
+    if fcntl is None:
+        yield
+        return
+    with open(Path(tempfile.gettempdir()) / "pyproxy-tests.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with alone_on_this_machine():
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -110,6 +110,7 @@ def test_it_listens_on_every_address(tmp_path: Path) -> None:
         assert [get(url).body for url in found.groups()] == [b"a", b"a"]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("as_they_stand", [False, True])
 def test_the_shipped_settings_spread_requests_evenly_and_survive_the_loss_of_all_targets(
     tmp_path: Path, as_they_stand: bool

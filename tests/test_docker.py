@@ -14,6 +14,8 @@ from threading import Event, Thread
 import pytest
 import requests
 
+from tests.conftest import alone_on_this_machine
+
 ROOT = Path(__file__).parents[1]
 TARGETS = [f"target{number}" for number in range(1, 6)]
 SERVICES = ["proxy", *TARGETS]
@@ -80,7 +82,13 @@ def missing() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def compose() -> Iterator[Compose]:
+def alone_meanwhile() -> Iterator[None]:
+    with alone_on_this_machine():
+        yield
+
+
+@pytest.fixture(scope="module")
+def compose(alone_meanwhile: None) -> Iterator[Compose]:
     if reason := missing():
         pytest.skip(reason)
     compose = Compose()
