@@ -5,26 +5,14 @@
 Both have the same targets, five servers of one nginx. A table of medians goes to standard output.
 """
 
-import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from contestants import (
-    FOREVER,
-    HOST,
-    NGINX_PROXY,
-    NGINX_TUNED,
-    free_ports,
-    nginx,
-    processor_time,
-    running,
-    targets_command,
-)
+from contestants import FOREVER, HOST, NGINX_PROXY, NGINX_TUNED, nginx
+from pairs import measure
 
 CASES = {
     "1 connection, 1 stream": (1, 1, "/"),
@@ -64,47 +52,5 @@ def load(port: int, case: tuple[int, int, str], seconds: float) -> float:
     return float(match[1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2)
-    given = parser.parse_args()
-    names = ("pyproxy", "nginx")
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as text:
-        folders = {name: Path(text) / name for name in (*names, "targets")}
-        for folder in folders.values():
-            folder.mkdir()
-        targets, ports = free_ports(5), dict(zip(names, free_ports(2), strict=True))
-        start = targets_command(folders["targets"], targets)
-        pyproxy, peer = (command(name, folders[name], ports[name], targets) for name in names)
-        with (
-            running(start, folders["targets"], targets[0]),
-            running(pyproxy, folders["pyproxy"], ports["pyproxy"]) as first,
-            running(peer, folders["nginx"], ports["nginx"]) as second,
-        ):
-            pids = {"pyproxy": first, "nginx": second}
-            for number in range(given.rounds):
-                for case, what in CASES.items():
-                    for name in names:
-                        before = processor_time(pids[name])
-                        rate = load(ports[name], what, given.seconds)
-                        used = processor_time(pids[name]) - before
-                        each = used / (rate * given.seconds) * 1e6
-                        found.setdefault((case, name), []).append((rate, each))
-                print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-    print("| requests a second | pyproxy | nginx | pyproxy / nginx | µs of processor each |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for case in CASES:
-        ours, theirs = (
-            [statistics.median(values) for values in zip(*found[case, name], strict=True)]
-            for name in names
-        )
-        print(
-            f"| {case} | {ours[0]:,.0f} | {theirs[0]:,.0f} | {ours[0] / theirs[0]:.2f} "
-            f"| {ours[1]:.0f} / {theirs[1]:.0f} |"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    measure("HTTP/2 beside nginx, driven by h2load.", CASES, command, load)

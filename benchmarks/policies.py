@@ -33,7 +33,9 @@ from compare import TARGETS, row, say
 from contestants import Broken, free_ports, proxy_command, running, targets_command
 from load import Case, Proxy, Sample, wrk
 
-from pyproxy.balancing.policies import POLICIES, ConsistentHash, Policy
+from pyproxy.balancing.hashes import ConsistentHash
+from pyproxy.balancing.policies import POLICIES
+from pyproxy.balancing.policy import Policy
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 

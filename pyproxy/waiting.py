@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from pyproxy.balancing.policies import Asked, Targets
+from pyproxy.balancing.policy import Asked, Targets
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import EmptyRing, Overloaded

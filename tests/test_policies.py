@@ -21,22 +21,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyproxy.balancing.hashes import ConsistentHash, IPHash, RendezvousHash
 from pyproxy.balancing.policies import (
     POLICIES,
-    Asked,
-    ConsistentHash,
     FunctionPolicy,
-    IPHash,
     LeastConnections,
     LeastResponseTime,
-    Policy,
     PowerOfTwoChoices,
     RandomPolicy,
-    RendezvousHash,
-    Targets,
     WeightedLeastConnections,
-    weighted_ring,
 )
+from pyproxy.balancing.policy import Asked, Policy, Targets, weighted_ring
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
 from pyproxy.errors import AllBusy, EmptyRing, Overloaded, SettingsError

@@ -5,14 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
-from pyproxy.balancing.policies import (
-    Asked,
-    FunctionPolicy,
-    HashRingPolicy,
-    Policy,
-    Targets,
-    weighted_ring,
-)
+from pyproxy.balancing.policies import FunctionPolicy, HashRingPolicy
+from pyproxy.balancing.policy import Asked, Policy, Targets, weighted_ring
 from pyproxy.balancing.target import State, Target
 from pyproxy.errors import AllBusy, EmptyRing, Overloaded
 
@@ -165,10 +159,15 @@ class TargetPool:
             return 1.0
         return (self._now - target.since) / target.slow_start
 
-    def release(self, target: Target) -> None:
-        """A request that ``pick`` has counted is over."""
+    def release(
+        self, target: Target, seconds: float = -1.0, status: int = 0, now: float = 0.0
+    ) -> None:
+        """A request that ``pick`` has counted is over. Where that is known, its response head came
+        after ``seconds``, at ``now``: said here, it costs no second lock."""
         with self._lock:
             target.in_flight -= 1
+            if seconds >= 0:
+                self.policy.answered(target, seconds, status, now)
             if self._queue:
                 self._call_next()
 

@@ -3,7 +3,7 @@
 import base64
 import hmac
 
-from pyproxy.balancing.policies import Asked, Targets
+from pyproxy.balancing.policy import Asked, Targets
 from pyproxy.balancing.target import Target
 
 

@@ -172,7 +172,12 @@ class Reply:
             upstream.give_back(self.connection)
         else:
             request.drop(self.connection)
-        self.pool.release(upstream.target)
+        pool = self.pool
+        if pool.timed:
+            seconds = request.answered - request.started
+            pool.release(upstream.target, seconds, self.head.status, request.answered)
+        else:
+            pool.release(upstream.target)
 
 
 class Forwarder:
@@ -325,8 +330,5 @@ class Forwarder:
                 break
             request.client.relay_interim(request, head)
             head, rest = connection.receive_head(request.watch, rest)
-        request.answered = now = time.monotonic()
-        pool = self.pool
-        if pool.timed:
-            pool.answered(upstream.target, now - request.started, head.status, now)
-        return Reply(head, rest, connection, pool)
+        request.answered = time.monotonic()
+        return Reply(head, rest, connection, self.pool)

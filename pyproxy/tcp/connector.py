@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from pyproxy import net
-from pyproxy.balancing.policies import FunctionPolicy, Targets
+from pyproxy.balancing.policies import FunctionPolicy
+from pyproxy.balancing.policy import Targets
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import AllBusy, ConnectFailed
