@@ -5,8 +5,9 @@
 
 Alone: a pool of 5, 100 and 1,000 targets, each with one to three requests under way, so that no
 policy can stop at an idle one; requests of many clients in turn. "choose" is the policy's own part;
-"pool" is all that a request costs there: pick, answered (for a policy that wants to hear of it) and
-release. A number is the best of the repetitions, since what the machine does besides only adds.
+"pool" is all that a request costs there: pick, and release (with the time of the answer, for a
+policy that wants to hear of it). A number is the best of the repetitions, since what the machine
+does besides only adds.
 Paired: for each policy two proxies at once, one with it and one with hash_ring, on one processor
 and in front of the same five targets; wrk drives them in turn, with 16 connections, and the order
 changes from round to round. What counts are the ratios of the medians: of the requests a second,
@@ -90,8 +91,9 @@ def picks(name: str, size: int, repeats: int) -> tuple[float, float]:
     def serve(ask: Ask) -> None:
         target = pool.pick(ask, (), now)
         if pool.timed:
-            pool.answered(target, 0.001, 200, now)
-        pool.release(target)
+            pool.release(target, 0.001, 200, now)
+        else:
+            pool.release(target)
 
     own = nanoseconds(lambda ask: choose(ask, (), now), asks, repeats)
     return own, nanoseconds(serve, asks, repeats)

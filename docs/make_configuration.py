@@ -13,15 +13,8 @@ from typing import Any
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, Option, declared
-from pyproxy.settings import (
-    Listen,
-    PoolSettings,
-    Route,
-    Settings,
-    TargetSettings,
-    plain,
-    tcp_options,
-)
+from pyproxy.sections import Listen, PoolSettings, TargetSettings
+from pyproxy.settings import Route, Settings, plain, tcp_options
 
 PAGE = Path(__file__).with_name("configuration.md")
 

@@ -25,17 +25,8 @@ from pyproxy.http.static import Files
 from pyproxy.http.upstream import Upstreams
 from pyproxy.listener import Listener
 from pyproxy.readers import url_of
-from pyproxy.settings import (
-    TLS,
-    Listen,
-    PoolSettings,
-    Route,
-    Settings,
-    StickySettings,
-    TargetSettings,
-    TCPEntry,
-    parse,
-)
+from pyproxy.sections import TLS, Listen, PoolSettings, StickySettings, TargetSettings
+from pyproxy.settings import Route, Settings, TCPEntry, parse
 from pyproxy.tcp.connector import Connector
 from pyproxy.tcp.proxy_protocol import serialise
 from pyproxy.tcp.server import TCPProxyServer

@@ -17,6 +17,7 @@ import click
 from pyproxy import __version__, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import ListenError, PyproxyError, SettingsError
+from pyproxy.sections import PoolSettings
 
 try:
     import resource
@@ -134,7 +135,7 @@ def serve(chosen: settings.Settings) -> None:
     proxy.stop()
 
 
-def _served(said: settings.PoolSettings) -> str:
+def _served(said: PoolSettings) -> str:
     if not said.targets:
         routes = isinstance(said, settings.Settings) and said.routes
         return "routes only" if routes else "tcp only"

@@ -22,7 +22,7 @@ from typing import Any
 from pyproxy import net
 from pyproxy.connections import Connections
 from pyproxy.readers import url_of
-from pyproxy.settings import Timeouts
+from pyproxy.sections import Timeouts
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ FLOORS = (
     ("net", "options", "layers"),
     ("tls",),
     ("balancing",),
+    ("sections",),
     ("settings",),
     ("connections", "waiting"),
     ("listener",),

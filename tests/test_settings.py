@@ -17,19 +17,8 @@ from hypothesis import strategies as st
 from pyproxy.balancing.policies import POLICIES, PolicyChoice
 from pyproxy.errors import SettingsError
 from pyproxy.readers import Text
-from pyproxy.settings import (
-    Limits,
-    Listen,
-    Retry,
-    Settings,
-    TargetSettings,
-    Timeouts,
-    Unavailable,
-    load,
-    options,
-    parse,
-    plain,
-)
+from pyproxy.sections import Limits, Listen, Retry, TargetSettings, Timeouts, Unavailable
+from pyproxy.settings import Settings, load, options, parse, plain
 
 SHIPPED = Path(__file__).parents[1] / "appsettings.json"
 

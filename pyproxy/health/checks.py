@@ -11,7 +11,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from pyproxy import net
 from pyproxy.balancing.target import Target
-from pyproxy.settings import Health
+from pyproxy.sections import Health
 
 Check = Callable[[Target], str]
 

@@ -26,7 +26,7 @@ from pyproxy.errors import (
 from pyproxy.http.message import Peer, ReplyHead, RequestFields, RequestLine, without_cookie
 from pyproxy.http.upload import Upload
 from pyproxy.http.upstream import TargetConnection, Upstream, Upstreams
-from pyproxy.settings import Queue, Retry, Unavailable
+from pyproxy.sections import Queue, Retry, Unavailable
 from pyproxy.tcp.proxy_protocol import Addresses, serialise
 from pyproxy.waiting import wait_for_target
 

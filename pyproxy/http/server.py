@@ -12,7 +12,7 @@ from pyproxy.http.routes import Service
 from pyproxy.listener import Listener
 from pyproxy.net import Buffers
 from pyproxy.readers import Network
-from pyproxy.settings import Http2, Limits, Listen, Retry, Timeouts
+from pyproxy.sections import Http2, Limits, Listen, Retry, Timeouts
 from pyproxy.tcp.introduction import trusts
 from pyproxy.tcp.proxy_protocol import plain_ip
 from pyproxy.tls import ServerTLS

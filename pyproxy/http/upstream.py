@@ -21,7 +21,7 @@ from pyproxy.errors import (
     ReplyTimeout,
 )
 from pyproxy.http.message import ReplyHead, reply_heads
-from pyproxy.settings import TargetTimeouts
+from pyproxy.sections import TargetTimeouts
 
 _RECEIVE = 16384  # bytes asked for at once with a head
 _BULK = 65536  # the same within a body

@@ -11,7 +11,7 @@ from pyproxy.balancing.policy import Targets
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import AllBusy, ConnectFailed
-from pyproxy.settings import Queue
+from pyproxy.sections import Queue
 from pyproxy.waiting import wait_for_target
 
 

@@ -22,7 +22,8 @@ from pyproxy.connections import Connections
 from pyproxy.errors import BadProxyHeader, ClientGone, PyproxyError
 from pyproxy.listener import Listener
 from pyproxy.readers import Network, wildcards
-from pyproxy.settings import TCPEntry, Timeouts
+from pyproxy.sections import Timeouts
+from pyproxy.settings import TCPEntry
 from pyproxy.tcp.client_hello import Incomplete, server_name
 from pyproxy.tcp.connector import Connector, Newcomer
 from pyproxy.tcp.introduction import addresses_of, introduced
