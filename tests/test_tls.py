@@ -21,7 +21,7 @@ from pyproxy.http.message import Peer
 from pyproxy.lab.certificate import CertificateError, make_certificate
 from pyproxy.settings import parse
 from pyproxy.tcp.client_hello import Incomplete, server_name
-from tests.programs import program, run
+from tests.programs import ROOT, program, run
 from tests.support import (
     DEADLINE,
     Message,
@@ -639,6 +639,15 @@ def test_the_program_serves_https_with_a_certificate_that_it_has_made(tmp_path: 
             done = subprocess.run(curl, capture_output=True, timeout=DEADLINE)
             assert done.stdout == b"All servers is off"
         assert proxy.stop() == 0
+
+
+def test_without_the_package_that_makes_certificates_a_remedy_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cryptography.py").write_text("raise ImportError\n")
+    made = run("certificate", "localhost", cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr == (
+        "this needs the package cryptography: pip install 'pyproxy-lb[tls-tools]'\n"
+    )
 
 
 def test_names_that_no_certificate_can_have_are_told(tmp_path: Path) -> None:
