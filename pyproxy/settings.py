@@ -412,7 +412,10 @@ def plain(value: Any) -> Json:
     if isinstance(value, TargetSettings) and value == type(value)(value.url):
         return value.url
     if dataclasses.is_dataclass(value):
-        return {one.name: _shown(value, one) for one in dataclasses.fields(value)}
+        found = {one.name: _shown(value, one) for one in dataclasses.fields(value)}
+        if found.get("targets") == []:
+            del found["targets"]  # which can't be said
+        return found
     if isinstance(value, tuple):
         return [plain(one) for one in value]
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):

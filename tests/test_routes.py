@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyproxy import Proxy
 from pyproxy.errors import SettingsError
 from pyproxy.http.routes import Router, Rule
-from pyproxy.settings import parse
+from pyproxy.settings import parse, plain
 from tests.programs import program, run
 from tests.support import RawTarget, ask, client, closed_port, get, lettered, letters
 
@@ -270,6 +270,19 @@ def test_routes_are_told_at_the_start_and_by_check(site: Path, tmp_path: Path) -
         assert proxy.stop() == 0
     shown = json.loads(run("check", cwd=tmp_path).stdout)["routes"]
     assert [one["path"] for one in shown] == ["/f", "/t", "/r"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"routes": [{"redirect": "/"}, {"path": "/a", "targets": [1], "retry": {"attempts": 2}}]},
+        {"tcp": [{"listen": 5432, "targets": [1]}]},
+        {"targets": [1, {"url": "http://localhost:2", "weight": 3}], "policy": {"name": "random"}},
+    ],
+)
+def test_what_check_prints_can_be_read_again(data: dict[str, Any]) -> None:
+    made = parse(data)
+    assert parse(plain(made)) == made
 
 
 def test_a_file_is_logged_with_its_size(site: Path, tmp_path: Path) -> None:
