@@ -342,6 +342,8 @@ def test_keeps_target_connections_alive_and_shares_them() -> None:
     with proxied(answer(b"x")) as (proxy, target):
         for _ in range(5):
             get(proxy.url)
+            # The client has its answer before the connection is given back.
+            eventually(lambda: not proxy.pool.targets[0].in_flight)
         assert (target.connections, len(target.requests)) == (1, 5)
 
 
