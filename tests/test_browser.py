@@ -66,8 +66,10 @@ def test_a_browser_is_led_to_https_and_speaks_http2(tmp_path: Path) -> None:
             port = next(url for url in proxy.urls if url.startswith("http:")).rpartition(":")[2]
             address = f"http://seminar.localhost:{port}/"
             said = rendered(address, tmp_path).split()
-            assert said[:2] == ["https:", "h2"]
-            assert said[2:-6] == ["h2"] * 6
+            assert said[0] == "https:"
+            # The page, the six answers, and perhaps the icon that Chromium looks for.
+            assert len(said[1:-6]) >= 7
+            assert set(said[1:-6]) == {"h2"}
             assert sorted(said[-6:]) == [*"aabbcc"]
             targets[1].stop()
             said = rendered(address, tmp_path).split()
