@@ -72,10 +72,10 @@ def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
         raise SettingsError([f"tls: {error}"]) from None
 
 
-def _sticky(said: StickySettings) -> Sticky | None:
+def _sticky(said: StickySettings, path: str) -> Sticky | None:
     if said.cookie is None:
         return None
-    attributes = "; Path=/; HttpOnly; SameSite=Lax"
+    attributes = f"; Path={path}; HttpOnly; SameSite=Lax"
     if said.max_age is not None:
         attributes += f"; Max-Age={round(said.max_age)}"
     if said.secure:
@@ -103,7 +103,7 @@ class Backing:
         hello = serialise(settings.send_proxy, None) if settings.send_proxy else b""
         self._recovery = RecoveryThread(
             self.pool,
-            check_as(health, context, hello),
+            check_as(health, _client_context(settings), hello),  # urllib3 changes what it gets
             settings.sleeping,
             interval=health.interval,
             rise=health.rise,
@@ -149,7 +149,7 @@ class Service(Backing):
             settings.retry,
             settings.queue,
             settings.unavailable,
-            _sticky(settings.sticky),
+            _sticky(settings.sticky, getattr(settings, "path", "/")),
             settings.send_proxy,
         )
 

@@ -13,6 +13,8 @@ from pyproxy.readers import Json, Problems, literal, parts, unknown_setting
 
 T = TypeVar("T")
 
+HIDDEN = "(hidden)"  # shown instead of a secret
+
 REQUIRED: Any = object()  # a default that isn't one
 
 
@@ -60,6 +62,8 @@ def read_object(kind: type[T], data: Mapping[str, Json]) -> T:
         try:
             if "option" in one.metadata:
                 values[key] = one.metadata["option"].read(value)
+                if one.metadata["option"].secret and values[key] == HIDDEN:
+                    raise ValueError("that stands for a secret that isn't shown: say the secret")
             elif isinstance(value := literal(value), dict):
                 values[key] = read_object(one.default_factory, value)  # type: ignore[arg-type]
             else:

@@ -17,7 +17,7 @@ from pyproxy import layers
 from pyproxy.balancing.policies import PolicyChoice, policy
 from pyproxy.errors import SettingsError
 from pyproxy.layers import FILE, Layers
-from pyproxy.options import REQUIRED, Option, declared, option, read_object, section
+from pyproxy.options import HIDDEN, REQUIRED, Option, declared, option, read_object, section
 from pyproxy.readers import (
     Json,
     Network,
@@ -386,7 +386,7 @@ def load(
 def _shown(value: Any, field: "dataclasses.Field[Any]") -> Json:
     found = getattr(value, field.name)
     option = field.metadata.get("option")
-    return "(hidden)" if option and option.secret and found else plain(found)
+    return HIDDEN if option and option.secret and found else plain(found)
 
 
 def _plain_entry(value: TCPEntry) -> Json:

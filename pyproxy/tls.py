@@ -52,6 +52,7 @@ class TLSSocket:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closed = False
+        self._ended_here = False  # the receiving side has been shut by us
         self._pending, self._read, self._write = self._tls.pending, self._tls.read, self._tls.write
         self.unsent = b""  # encrypted, by ``send``
 
@@ -94,8 +95,8 @@ class TLSSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         while True:
-            if not (self._incoming.pending or self._pending()):
-                self._take_in(flags)
+            if not (self._incoming.pending or self._pending() or self._take_in(flags)):
+                return b""
             try:
                 with self._lock:
                     return self._read(size)
@@ -106,8 +107,8 @@ class TLSSocket:
 
     def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int:
         while True:
-            if not (self._incoming.pending or self._pending()):
-                self._take_in(flags)
+            if not (self._incoming.pending or self._pending() or self._take_in(flags)):
+                return 0
             try:
                 with self._lock:
                     return self._tls.read(len(buffer), buffer)  # type: ignore[return-value]
@@ -116,13 +117,17 @@ class TLSSocket:
             except ssl.SSLZeroReturnError:
                 return 0
 
-    def _take_in(self, flags: int) -> None:
+    def _take_in(self, flags: int) -> bool:
+        """Receives; False at an end that we have made."""
         data = self.plain.recv(_RECEIVE, flags)
+        if not data and self._ended_here:
+            return False
         if not data:
             # Without a word before: a truncation, for all that one can know.
             raise ConnectionResetError("closed without a TLS end")
         with self._lock:
             self._incoming.write(data)
+        return True
 
     def _answer(self) -> None:
         """What TLS itself has to say to what came, an update of keys for example."""
@@ -173,6 +178,8 @@ class TLSSocket:
         """Tells the other side of the end too, where it ends the sending."""
         if how == socket.SHUT_WR:
             self._say_goodbye()
+        else:
+            self._ended_here = True
         self.plain.shutdown(how)
 
     def _say_goodbye(self) -> None:

@@ -74,6 +74,7 @@ class Http2Client:
         receive_buffer: int | None = None,
     ) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
+        self._held: bytearray | None = None
         self.sock = socket.socket()
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -95,7 +96,20 @@ class Http2Client:
 
     def send(self, *frames: Frame | bytes) -> None:
         data = b"".join(one if isinstance(one, bytes) else one.serialize() for one in frames)
-        self.sock.sendall(data)
+        if self._held is None:
+            self.sock.sendall(data)
+        else:
+            self._held += data
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is sent within goes out at its end: as fast as can be, however busy the machine. The
+        proxy may end the connection meanwhile."""
+        self._held = bytearray()
+        yield
+        data, self._held = bytes(self._held), None
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            self.sock.sendall(data)
 
     def block(self, fields: Iterable[Pair]) -> bytes:
         return self.encoder.encode(fields)

@@ -455,3 +455,34 @@ def test_notices_that_the_last_message_was_the_last() -> None:
         )
         assert reply.body == b"abc"
         eventually(lambda: not proxy.connections)
+
+
+@pytest.mark.parametrize("body", [b"5\r\nhello\r\n0\r\n\r\n", b"0\r\n\r\n"])
+def test_a_chunked_body_that_came_whole_in_spite_of_expect_reaches_the_target_whole(
+    body: bytes,
+) -> None:
+    """Without its last chunk the target would take the next request for a part of it."""
+    with proxied(answer(b"x")) as (proxy, target), client(proxy.url) as wire:
+        for _ in range(2):
+            wire.send(
+                b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n" + body
+            )
+            assert wire.read_message().body == b"x"
+        assert [one.body for one in target.requests] == [b"hello" if b"5" in body else b""] * 2
+
+
+def test_a_body_that_comes_late_behind_an_answer_to_head_is_nobodys_answer() -> None:
+    def serve(target: RawTarget, wire: Wire) -> None:
+        target.requests.append(wire.read_message())
+        head = target.requests[-1].start.startswith(b"HEAD")
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        if head:
+            time.sleep(0.05)
+        wire.send(b"no" if head else b"ok")
+        wire.read_to_end()
+
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        get(proxy.url, method="HEAD")
+        time.sleep(0.2)
+        assert get(proxy.url).body == b"ok"

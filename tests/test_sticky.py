@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pyproxy import Proxy
 from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import State
+from pyproxy.errors import SettingsError
 from pyproxy.http.message import without_cookie
 from tests.programs import run
 from tests.support import (
@@ -63,6 +64,26 @@ def test_the_target_sees_the_other_cookies_alone() -> None:
         get(proxy.url, "/", cookie.replace("theme=dark; ", ""))
         get(proxy.url, "/", "Cookie: SERVERID=forged; a=1")
         assert [one.get("Cookie") for one in a.requests] == [None, "theme=dark", None, "a=1"]
+
+
+def test_a_route_has_a_cookie_of_its_own() -> None:
+    with letters("abcd") as [a, b, c, d]:
+        route = {"path": "/api", "targets": [c.url, d.url]}
+        with Proxy(targets=[a.url, b.url], routes=[route], sticky=STICKY) as proxy:
+            top, api = get(proxy.url), get(proxy.url, "/api")
+            assert "; Path=/;" in top.all("Set-Cookie")[0]
+            assert "; Path=/api;" in api.all("Set-Cookie")[0]
+            # Browsers send the cookie with the longer path first (RFC 6265, 5.4).
+            both = f"{bound(api)}; {bound(top).removeprefix('Cookie: ')}"
+            for path, cookie, body in (("/", bound(top), b"a"), ("/api", both, b"c")):
+                again = [get(proxy.url, path, cookie) for _ in range(3)]
+                assert {one.body for one in again} == {body}
+                assert not any(one.all("Set-Cookie") for one in again)
+
+
+def test_a_secret_that_was_hidden_is_no_secret() -> None:
+    with pytest.raises(SettingsError, match="say the secret"):
+        Proxy(targets=[1], sticky={"cookie": "S", "secret": "(hidden)"})
 
 
 @pytest.mark.parametrize("value", ["", "x", "http://127.0.0.1:22", "A" * 24, "\xff"])

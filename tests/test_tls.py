@@ -455,6 +455,20 @@ def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) ->
         get(proxy.url)
 
 
+def test_checks_leave_unverified_targets_unverified(local: tuple[str, str]) -> None:
+    with (
+        TLSTarget("a", server_context(local)) as target,
+        Proxy(
+            targets=[secure(target)],
+            target_tls={"verify": False},
+            health={"interval": 0.05, "fall": 1},
+        ) as proxy,
+    ):
+        eventually(lambda: len(target.requests) > 3)
+        assert get(proxy.url).status == 200
+        assert not proxy.history()
+
+
 # TCP mode
 
 

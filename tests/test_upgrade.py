@@ -287,3 +287,24 @@ def test_five_hundred_at_once() -> None:
                 wire.send(b"%03d" % at)
             assert [wire.read_exactly(3) for wire in wires] == [b"%03d" % at for at in range(500)]
         eventually(lambda: proxy.connections == 0)
+
+
+def test_a_reader_that_reads_nothing_after_the_end_costs_no_processor_time() -> None:
+    def pour(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(SWITCH)
+        wire.send(bytes(30_000_000))
+
+    with (
+        RawTarget(pour) as target,
+        Proxy(targets=[target.url], timeouts={"idle": 1}) as proxy,
+        client(proxy.url, receive_buffer=4096) as wire,
+    ):
+        wire.send(ASK)
+        wire.read_head()
+        wire.sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.3)
+        began = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - began < 0.25
+        eventually(lambda: proxy.connections == 0)

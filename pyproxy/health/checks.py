@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -57,6 +58,9 @@ class HTTPCheck:
     ) -> None:
         self._health = health
         self._context = context
+        if context and context.verify_mode is ssl.CERT_NONE:
+            # That is said in the settings: no warning with each check.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._hello = hello
 
     def __call__(self, target: Target) -> str:
@@ -66,6 +70,8 @@ class HTTPCheck:
             session.mount("http://", _Adapter(None, self._hello))
             if self._context:
                 session.mount("https://", _Adapter(self._context, self._hello))
+                # urllib3 sets the context's mode by this.
+                session.verify = self._context.verify_mode is not ssl.CERT_NONE
             session.trust_env = False  # a proxy of this machine is not asked about its targets
             try:
                 # Streamed: most often the head tells enough, and a body may never end.

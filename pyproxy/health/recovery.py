@@ -129,7 +129,13 @@ class RecoveryThread(threading.Thread):
                 return
             self._checking.add(target)
         name = f"pyproxy-check-{target.host}:{target.port}"
-        threading.Thread(target=self._run_check, args=(target,), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._run_check, args=(target,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more threads now: it is tried again
+            log.error("can't check %s: %s", target.url, error)
+            with self._changed:
+                self._checking.discard(target)
 
     def _run_check(self, target: Target) -> None:
         try:

@@ -332,6 +332,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             request.body = reader.collect(most)
         elif came:
             request.body = reader.frame(reader.read())
+            if reader.done:
+                request.body += reader.ending()
         request.replayable = reader.done and reader.size <= most
         if reader.done:
             self.buffer = reader.rest
@@ -454,7 +456,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 reply.connection.sock,
                 early,
                 reply.rest,
-                idle=self.server.timeouts.idle,
+                idle=reply.connection.upstream.timeouts.idle,
                 buffers=self.server.buffers,
             )
             relayed = self._relay.run()

@@ -266,6 +266,7 @@ class Http2Connection:
                 self._h2.clear_outbound_data_buffer()  # a GOAWAY, but not always
                 raise ConnectionFault(int(error.error_code), str(error)) from None
             self._flush()
+            self._frames.check()
             start = self._threads_wanted()
             new, self._new = self._new, []
         for stream in new:

@@ -86,6 +86,10 @@ class Frames:
             self._field_section(kind, flags, length, now)
         if cost := self._cost(kind, flags, length):
             self.spend(cost, now)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ``ConnectionFault`` if too much has been spent."""
         if self._credit < 0:
             raise ConnectionFault(ENHANCE_YOUR_CALM, "too much of nothing")
 
@@ -110,7 +114,7 @@ class Frames:
             self._section = 0
 
     def spend(self, cost: int, now: float) -> None:
-        """Whether it was too much, the next frame shows."""
+        """Whether it was too much, ``check`` shows."""
         if self._credit < _CREDIT:
             back = (now - self._paid_at) * _PER_SECOND
             self._credit = min(self._credit + back, _CREDIT)

@@ -31,8 +31,9 @@ class Upload:
 
     def start(self, connection: TargetConnection) -> None:
         self._connection = connection
-        self._thread = threading.Thread(target=self._run, name="pyproxy-upload", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="pyproxy-upload", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _run(self) -> None:
         reader, connection = self.reader, self._connection

@@ -67,8 +67,9 @@ class Upstream:
             except IndexError:
                 return self.connect(hello)
             idle = time.monotonic() - connection.idle_since
-            if (idle < _TRUSTED_IDLE and not (careful and net.ended(connection.sock))) or (
-                idle < _LONGEST_IDLE and not net.readable(connection.sock)
+            if connection.clean and (
+                (idle < _TRUSTED_IDLE and not (careful and net.ended(connection.sock)))
+                or (idle < _LONGEST_IDLE and not net.readable(connection.sock))
             ):
                 connection.reused = True
                 return connection
@@ -94,9 +95,10 @@ class Upstream:
         net.set_send_timeout(sock, self.timeouts.send)
         return TargetConnection(sock, self)
 
-    def give_back(self, connection: "TargetConnection") -> None:
+    def give_back(self, connection: "TargetConnection", trusted: bool = True) -> None:
         """Keeps a connection on which nothing is under way, and closes one idle for too long."""
-        connection.idle_since = now = time.monotonic()
+        now = time.monotonic()
+        connection.idle_since = now if trusted else now - _TRUSTED_IDLE
         idle = self._idle
         idle.append(connection)
         if self._closed:
@@ -237,6 +239,11 @@ class TargetConnection:
             end = data.find(b"\r\n\r\n")
             if end >= 0:
                 return data, end
+
+    @property
+    def clean(self) -> bool:
+        """TLS holds nothing that nobody asked for (poll wouldn't see it)."""
+        return not (isinstance(self.sock, tls.TLSSocket) and self.sock.buffered)
 
     def close(self) -> None:
         self.sock.close()

@@ -149,6 +149,8 @@ class _Way:
         self._tls_sink = sink if isinstance(sink, TLSSocket) else None
         if self._tls_source or self._tls_sink:
             self._pipes = None
+        self.hung = False  # the source is gone, and what it said before isn't all carried
+        self.watched = False  # by poll
 
     def begin(self) -> None:
         """With what is there already."""
@@ -184,9 +186,12 @@ class _Way:
             self.pending = memoryview(data)[sent:]
             self.open = False
             return False
-        if self._tls_source and self._tls_source.buffered:
-            return self.carry()
         return True
+
+    @property
+    def buffered(self) -> bool:
+        """More has come, which poll can't see: it is with TLS."""
+        return bool(self.open and self._tls_source and self._tls_source.buffered)
 
     def _splice(self, pipe: Pipe) -> bool:
         """The same through a pipe."""
@@ -271,6 +276,7 @@ class Relay:
     ) -> None:
         self._up = _Way(client, target, to_target, buffers, pipes)
         self._down = _Way(target, client, to_client, buffers, pipes)
+        self._tls = isinstance(client, TLSSocket) or isinstance(target, TLSSocket)
         self._patience = idle * 1000
         self._client, self._target = client, target
         self._broken_off = False
@@ -318,13 +324,19 @@ class Relay:
         down.begin()
         self._watch()
         while not (up.ended and down.ended):
-            if not (up.much or down.much):
+            eager = self._tls and (up.buffered or down.buffered)
+            if eager:
+                events = poll(0)
+                for way in (up, down):
+                    if way.buffered and not way.carry():
+                        self._watch()
+            elif not (up.much or down.much):
                 events = poll(self._patience)
             else:
                 events = poll(_HELD * 1000) or self._with_empty_hands()
             if self._broken_off:
                 return Ending.BROKEN_OFF
-            if not events:
+            if not (events or eager):
                 return Ending.IDLE
             self._moved_at = time.monotonic()
             for source, event in events:
@@ -356,9 +368,14 @@ class Relay:
         elif event & POLLERR:
             raise ConnectionResetError
         elif event & POLLHUP:  # what it said before that is carried when there is room
-            self._poll.unregister(source)
+            way.hung = True
 
     def _watch(self) -> None:
         for way, back in ((self._up, self._down), (self._down, self._up)):
             wanted = (POLLIN if way.open else 0) | (POLLOUT if back.blocked else 0)
-            self._poll.register(way.source.fileno(), wanted)
+            if wanted or not way.hung:
+                self._poll.register(way.source.fileno(), wanted)
+                way.watched = True
+            elif way.watched:  # poll would tell of the hang-up again and again
+                self._poll.unregister(way.source.fileno())
+                way.watched = False
