@@ -8,13 +8,13 @@ import dataclasses
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyproxy import layers
-from pyproxy.balancing.policies import PolicyChoice, policy
+from pyproxy.balancing.policies import PolicyChoice
 from pyproxy.errors import SettingsError
 from pyproxy.layers import FILE, Layers
 from pyproxy.options import HIDDEN, REQUIRED, Option, declared, option, read_object, section
@@ -286,29 +286,41 @@ def options() -> list[tuple[str, Option, Any]]:
 def _finish(found: Layers, missing: str = "") -> Settings:
     told = []
     settings = None
+    top = _sound(found.data)
+    entries = {
+        "routes": _inheriting(found.data.get("routes", []), _top(top, _ROUTE_SETTINGS)),
+        "tcp": _inheriting(found.data.get("tcp", []), _top(top, _TCP_SETTINGS)),
+    }
     try:
-        entries = {
-            "routes": _inheriting(found.data.get("routes", []), _top(found.data, _ROUTE_SETTINGS)),
-            "tcp": _inheriting(found.data.get("tcp", []), _top(found.data, _TCP_SETTINGS)),
-        }
         settings = read_object(Settings, {**found.data, **entries})
     except ValueError as error:
         for below, said in parts(error):
             path = below.removeprefix(".")
-            if not _inherited(path, found.data):  # told already, where it is said
-                told.append(f"{found.source(path)}: {path}: {said}")
+            told.append(f"{found.source(path)}: {path}: {said}")
     if not {"targets", "routes", "tcp"} & found.data.keys():
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
     if settings and settings.needs_tls and not settings.tls.pairs:
         said = "an https address needs it (`pyproxy certificate localhost` makes one to try)"
-        told.append(f"{found.source('tls')}: tls.certificate: {said}")
+        told.append(f"{found.source('listen')}: tls.certificate: {said}")
     listens = settings.listen if settings else ()
     if any(one.redirect for one in listens) and not any(one.secure for one in listens):
         told.append(f"{found.source('listen')}: listen: no https address to redirect to")
     if told or settings is None:
         raise SettingsError(told)
     return settings
+
+
+def _sound(data: Mapping[str, Json]) -> dict[str, Json]:
+    """What stands at the top, without what is wrong: that is told there, and not again for each
+    entry that inherits it."""
+    top = {key: value for key, value in data.items() if key not in ("routes", "tcp")}
+    try:
+        read_object(Settings, top)
+    except ValueError as error:
+        for path, _ in parts(error):
+            top.pop(re.split(r"[.\[]", path.removeprefix("."))[0], None)
+    return top
 
 
 def _top(data: Mapping[str, Json], known: Mapping[str, Collection[str] | None]) -> dict[str, Json]:
@@ -334,26 +346,6 @@ def _inheriting(entries: Json, top: Mapping[str, Json]) -> Json:
             entry = {**top, **entry, **merged}
         found.append(entry)
     return found
-
-
-def _inherited(path: str, data: Mapping[str, Json]) -> bool:
-    """Whether the problem of a route or a tcp entry is that of the top's setting."""
-    match = re.match(r"(routes|tcp)\[(\d+)\]\.(\w+)(?:\.(\w+))?", path)
-    if not match or match[3] not in data:
-        return False
-    entry = items(data[match[1]])[int(match[2])]
-    said = entry.get(match[3], {}) if isinstance(entry, dict) else None
-    if match[1] == "tcp" and match[3] == "policy" and said == {}:
-        return not _reads(policy, data["policy"])  # it may be good for HTTP only
-    return match[3] not in entry or (isinstance(said, dict) and match[4] not in said)
-
-
-def _reads(read: Callable[[Json], object], value: Json) -> bool:
-    try:
-        read(value)
-    except ValueError:
-        return False
-    return True
 
 
 def parse(data: Mapping[str, Json], source: str = "settings") -> Settings:

@@ -142,12 +142,18 @@ def test_what_is_wrong_with_a_route_is_told(routes: Any, problems: list[str]) ->
     assert error.value.problems == [f"x.json: {one}" for one in problems]
 
 
-def test_what_is_wrong_at_the_top_is_not_told_again_for_each_route() -> None:
+def test_what_is_wrong_is_told_where_it_is_said_and_once() -> None:
     with pytest.raises(SettingsError) as error:
         parse(
-            {"targets": [1], "sleeping": 0, "retry": {"attempts": 0}, "routes": [{"targets": [2]}]}
+            {
+                **{"targets": [1], "sleeping": 0, "retry": {"attempts": 0}, "policy": "none"},
+                "routes": [{"targets": [2]}, {"path": "/a"}, {"path": "b", "targets": [3]}],
+                "tcp": [{"listen": 5432}],
+            }
         )
-    assert len(error.value.problems) == 2
+    told = [line.split(": ")[1] for line in error.value.problems]
+    own = ["routes[1]", "routes[2].path", "tcp[0]"]
+    assert sorted(told) == sorted(["sleeping", "retry.attempts", "policy", *own])
 
 
 @given(st.lists(st.sampled_from(["", ".", "..", "a", "b", "%61", "a%2Fb"]), max_size=6))
