@@ -87,10 +87,7 @@ def _sticky(said: StickySettings, path: str) -> Sticky | None:
 class Backing:
     """A pool of targets, and the threads that find out who of them is there."""
 
-    def __init__(
-        self, settings: PoolSettings, history: History, context: ssl.SSLContext | None = None
-    ) -> None:
-        """``context`` is for checks of ``https://`` targets."""
+    def __init__(self, settings: PoolSettings, history: History) -> None:
         self.pool = TargetPool(
             [_target(one) for one in settings.targets if not one.dns],
             settings.max_fails,
@@ -103,7 +100,8 @@ class Backing:
         hello = serialise(settings.send_proxy, None) if settings.send_proxy else b""
         self._recovery = RecoveryThread(
             self.pool,
-            check_as(health, _client_context(settings), hello),  # urllib3 changes what it gets
+            # A context of its own: urllib3 changes the one it gets.
+            check_as(health, _client_context(settings), hello),
             settings.sleeping,
             interval=health.interval,
             rise=health.rise,
@@ -139,10 +137,10 @@ class Service(Backing):
     """The same with all that forwards requests."""
 
     def __init__(self, settings: PoolSettings, history: History) -> None:
-        context = _client_context(settings)
-        super().__init__(settings, history, context)
-        keep = not settings.send_proxy
-        self.upstreams = Upstreams(settings.timeouts, context, keep=keep)
+        super().__init__(settings, history)
+        self.upstreams = Upstreams(
+            settings.timeouts, _client_context(settings), keep=not settings.send_proxy
+        )
         self.forward = Forwarder(
             self.pool,
             self.upstreams,

@@ -67,7 +67,7 @@ class Upstream:
             except IndexError:
                 return self.connect(hello)
             idle = time.monotonic() - connection.idle_since
-            if connection.clean and (
+            if (self._context is None or connection.clean) and (
                 (idle < _TRUSTED_IDLE and not (careful and net.ended(connection.sock)))
                 or (idle < _LONGEST_IDLE and not net.readable(connection.sock))
             ):
