@@ -60,7 +60,9 @@ def test_the_least_connections_see_what_is_under_way() -> None:
         with client(proxy.url) as waiting:
             waiting.send(GET)
             slow.arrived.get(timeout=10)
-            assert bodies(proxy.url, 5) == "bbbbb"
+            for _ in range(5):  # an answer may reach the client before its target is given back
+                assert get(proxy.url).body == b"b"
+                eventually(lambda: [one.in_flight for one in proxy.pool.targets] == [1, 0])
             slow.open.set()
             assert waiting.read_message().body == b"s"
         eventually(lambda: not any(one.in_flight for one in proxy.pool.targets))
@@ -95,7 +97,7 @@ def test_the_same_key_goes_to_the_same_target(policy: dict[str, Any], line: str)
         letters("abc") as targets,
         Proxy(targets=[one.url for one in targets], policy=policy) as proxy,
     ):
-        served = {key: set(bodies(proxy.url, 3, line.format(key))) for key in range(20)}
+        served = {key: set(bodies(proxy.url, 3, line.format(key))) for key in range(60)}
     assert all(len(letters) == 1 for letters in served.values())
     assert len(set.union(*served.values())) == 3
 
@@ -103,8 +105,8 @@ def test_the_same_key_goes_to_the_same_target(policy: dict[str, Any], line: str)
 @pytest.mark.parametrize(
     ("key", "paths"),
     [
-        ("uri", ["/a", "/a?b", "/b", "/c", "/d", "/e"]),
-        ("query:id", [f"/?x=1&id={at}" for at in range(6)]),
+        ("uri", [f"/{at}?a" for at in range(30)]),
+        ("query:id", [f"/?x=1&id={at}" for at in range(30)]),
     ],
 )
 def test_parts_of_the_uri_can_be_the_key(key: str, paths: list[str]) -> None:
