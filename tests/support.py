@@ -163,10 +163,15 @@ def client(url: str, receive_buffer: int | None = None) -> Wire:
 
 
 def ask(url: str, request: bytes, bodiless: bool = False) -> Message:
-    """One request on a connection of its own; its final answer."""
+    """One request on a connection of its own; its final answer, when all that the server does
+    behind it is done too (it gives back its target, and the connection there)."""
     with client(url) as wire:
         wire.send(request)
-        return wire.read_message(bodiless)
+        message = wire.read_message(bodiless)
+        with contextlib.suppress(OSError):  # it may have closed already
+            wire.sock.shutdown(socket.SHUT_WR)
+            wire.at_end()
+        return message
 
 
 def get(url: str, path: str = "/", *lines: str, method: str = "GET") -> Message:
