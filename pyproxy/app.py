@@ -1,62 +1,44 @@
-"""Proxy: settings in, a running proxy out. The one place where the parts are put together."""
+"""Proxy: settings in, a running proxy out. The one place where the parts are put together.
 
+Proxy(settings)   all that the settings say is made (Parts): what is bad in it raises
+start             sockets are bound, services and servers begin
+reload            other settings: their parts are made, then take the place of the old ones
+stop              drains
+"""
+
+import dataclasses
 import functools
+import logging
+import mmap
+import random
 import secrets
-import ssl
+import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pyproxy import tls
+from pyproxy.balancing.counters import Counters, Reader, Totals
 from pyproxy.balancing.pool import TargetPool
-from pyproxy.balancing.sticky import Sticky
-from pyproxy.balancing.target import Target
 from pyproxy.connections import Connections
 from pyproxy.errors import ListenError, SettingsError
-from pyproxy.health.checks import check_as
-from pyproxy.health.discovery import Discovery
 from pyproxy.health.history import History
-from pyproxy.health.recovery import RecoveryThread
 from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
-from pyproxy.http.forward import Forwarder
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.static import Files
-from pyproxy.http.upstream import Upstreams
-from pyproxy.listener import Listener
-from pyproxy.readers import url_of
-from pyproxy.sections import TLS, Listen, PoolSettings, StickySettings, TargetSettings
-from pyproxy.settings import Route, Settings, TCPEntry, parse
-from pyproxy.tcp.connector import Connector
-from pyproxy.tcp.proxy_protocol import serialise
+from pyproxy.sections import TLS, PoolSettings
+from pyproxy.services import Backing, Service, TCPService, World, name_of
+from pyproxy.settings import Route, Settings, parse
+from pyproxy.sockets import Place, Sockets, named
 from pyproxy.tcp.server import TCPProxyServer
 
+log = logging.getLogger(__name__)
 
-def _target(said: TargetSettings, address: str = "") -> Target:
-    """The target that the settings say; at one of the addresses, if it has several."""
-    host, port = said.place
-    host = address or host
-    return Target(
-        url_of(said.scheme, host, port),
-        host,
-        port,
-        weight=said.weight,
-        backup=said.backup,
-        max_connections=said.max_connections,
-        slow_start=said.slow_start or 0.0,
-    )
+B = TypeVar("B", bound=Backing)
 
-
-def _client_context(said: PoolSettings) -> ssl.SSLContext | None:
-    if not any(one.scheme == "https" for one in said.targets):
-        return None
-    own = said.target_tls
-    try:
-        return tls.client_context(
-            verify=own.verify, ca=own.ca, certificate=own.certificate, key=own.key
-        )
-    except ValueError as error:
-        raise SettingsError([f"target_tls: {error}"]) from None
+_MEMORY = 16 << 20  # bytes for counters; the system gives them as they are used
 
 
 def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
@@ -72,106 +54,93 @@ def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
         raise SettingsError([f"tls: {error}"]) from None
 
 
-def _sticky(said: StickySettings, path: str) -> Sticky | None:
-    if said.cookie is None:
-        return None
-    attributes = f"; Path={path}; HttpOnly; SameSite=Lax"
-    if said.max_age is not None:
-        attributes += f"; Max-Age={round(said.max_age)}"
-    if said.secure:
-        attributes += "; Secure"
-    secret = said.secret.encode() if said.secret else secrets.token_bytes(32)
-    return Sticky(said.cookie, secret, attributes)
+class Parts:
+    """All that is made of settings before anything begins. Raises ``SettingsError``."""
 
-
-class Backing:
-    """A pool of targets, and the threads that find out who of them is there."""
-
-    def __init__(self, settings: PoolSettings, history: History) -> None:
-        self.pool = TargetPool(
-            [_target(one) for one in settings.targets if not one.dns],
-            settings.max_fails,
-            policy=settings.policy.make(),
-            max_evicted=settings.max_evicted,
-            queue_size=settings.queue.size,
+    def __init__(self, settings: Settings, world: World, old: "Parts | None" = None) -> None:
+        """``old`` are the parts that these are to replace: what hasn't changed is theirs."""
+        self.settings = settings
+        self.services: dict[str, Backing] = {}  # by the pool's name
+        self._old = old
+        self._world = world
+        self._names: list[tuple[routes.Service, str, Backing | None]] = []
+        http = ["h2", "http/1.1"] if settings.http2.offered else ["http/1.1"]
+        secure = any(one.secure for one in settings.listen)
+        secure_tcp = any(one.tls for one in settings.tcp)
+        same_tls = old and (old.settings.tls, old.settings.http2) == (settings.tls, settings.http2)
+        known = old if old and same_tls else None
+        self.tls: tls.ServerTLS | None = (known and known.tls) or (
+            _server_tls(settings.tls, http) if secure else None
         )
-        self.pool.watch(history.note)
-        health = settings.health
-        hello = serialise(settings.send_proxy, None) if settings.send_proxy else b""
-        self._recovery = RecoveryThread(
-            self.pool,
-            # A context of its own: urllib3 changes the one it gets.
-            check_as(health, _client_context(settings), hello),
-            settings.sleeping,
-            interval=health.interval,
-            rise=health.rise,
-            fall=health.fall,
+        self.tcp_tls: tls.ServerTLS | None = (known and known.tcp_tls) or (
+            _server_tls(settings.tls, []) if secure_tcp else None
         )
-        self._discoveries = [
-            Discovery(
-                self.pool,
-                *one.place,
-                settings.resolving,
-                functools.partial(_target, one),
-                self.forget,
-            )
-            for one in settings.targets
-            if one.dns
-        ]
+        self.serve = self._built()
+        # Those that redirect come last: proxy.url is one that serves.
+        self.listens = sorted(settings.listen, key=lambda one: bool(one.redirect))
+        if settings.tcp and not (settings.targets or settings.routes):
+            self.listens = []  # there is nothing to serve there
+        together: dict[object, list[TCPService]] = {}  # those that share an address
+        for entry in settings.tcp:
+            service = self._service(entry, TCPService)
+            together.setdefault(entry.listen if entry.place[2] else service, []).append(service)
+        self.relayed = list(together.values())
 
-    def forget(self, target: Target) -> None:
-        """A target is gone for good."""
+    @property
+    def places(self) -> list[Place]:
+        """Where to listen: for HTTP, then for tcp entries."""
+        return [one.place for one in self.listens] + [one[0].entry.place for one in self.relayed]
 
-    def start(self) -> None:
-        for discovery in self._discoveries:
-            discovery.start()
-        self._recovery.start()
+    def _built(self) -> routes.Service:
+        """What answers requests: the targets, or the routes before them."""
+        settings = self.settings
+        default = self._forward(settings) if settings.targets else routes.no_route
+        self._names.append((routes.no_route, "none", None))
+        if not settings.routes:
+            return default
+        rules = [routes.Rule(one.host, one.path, self._route(one)) for one in settings.routes]
+        return routes.Router(rules, default)
 
-    def stop(self) -> None:
-        for discovery in self._discoveries:
-            discovery.stop()
-        self._recovery.stop()
+    def _route(self, said: Route) -> routes.Service:
+        if not said.redirect and not said.files:
+            return self._forward(said)
+        if said.redirect:
+            found = routes.redirect(said.redirect, said.redirect_status)
+        else:
+            found = routes.files_below(said.path, Files(said.files or "", said.index, said.expires))
+        what = f"to {said.redirect}" if said.redirect else f"files of {said.files}"
+        self._names.append((found, f"{name_of(said)} ({what})", None))
+        return found
+
+    def _forward(self, said: PoolSettings) -> routes.Service:
+        service = self._service(said, Service)
+        self._names.append((service.forward, service.name, service))
+        return service.forward
+
+    def find(self, host: str, path: str) -> tuple[str, Backing | None]:
+        """What serves a request: its name, and its targets if it has some."""
+        serve = self.serve
+        found = serve.find(host, path) if isinstance(serve, routes.Router) else serve
+        return next((name, backing) for one, name, backing in self._names if one is found)
+
+    def _service(self, said: Any, kind: type[B]) -> B:
+        name = name_of(said)
+        old = self._old.services.get(name) if self._old else None
+        if not isinstance(old, kind):
+            old = None
+        if old and _of_pool(old.said) == _of_pool(said):
+            made = old
+        else:
+            made = kind(name, said, self._world, old)
+        self.services[name] = made
+        return made
 
 
-class Service(Backing):
-    """The same with all that forwards requests."""
-
-    def __init__(self, settings: PoolSettings, history: History) -> None:
-        super().__init__(settings, history)
-        self.upstreams = Upstreams(
-            settings.timeouts, _client_context(settings), keep=not settings.send_proxy
-        )
-        self.forward = Forwarder(
-            self.pool,
-            self.upstreams,
-            settings.retry,
-            settings.queue,
-            settings.unavailable,
-            _sticky(settings.sticky, getattr(settings, "path", "/")),
-            settings.send_proxy,
-        )
-
-    def forget(self, target: Target) -> None:
-        self.upstreams.forget(target)
-
-    def stop(self) -> None:
-        super().stop()
-        for upstream in self.upstreams.values():
-            upstream.close_idle()
-
-
-class TCPService(Backing):
-    """The same with all that relays connections."""
-
-    def __init__(self, settings: TCPEntry, history: History) -> None:
-        super().__init__(settings, history)
-        self.entry = settings
-        self.connector = Connector(
-            self.pool,
-            attempts=settings.retry.attempts,
-            queue=settings.queue,
-            connect_timeout=settings.timeouts.connect,
-        )
+def _of_pool(said: PoolSettings) -> object:
+    """What of it a service is made of."""
+    if not isinstance(said, Settings):
+        return said
+    return [getattr(said, one.name) for one in dataclasses.fields(PoolSettings)]
 
 
 class Proxy:
@@ -184,57 +153,52 @@ class Proxy:
     ``ListenError``. Not started twice.
     """
 
-    def __init__(self, settings: Settings | None = None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        sockets: Sockets | None = None,
+        memory: Any = None,
+        secret: bytes = b"",
+        processor: int | None = None,
+        **keywords: Any,
+    ) -> None:
+        """For one of several processes: ``sockets`` may hold some that listen already, ``memory``
+        is where is counted, ``secret`` what cookies are made with where the settings name none,
+        ``processor`` the one to stay on (with ``cpu_affinity``)."""
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
-        self.settings = settings
+        self.memory = memory or mmap.mmap(-1, _MEMORY)
         self.history = History()
-        secure = any(one.secure for one in settings.listen)
-        http = ["h2", "http/1.1"] if settings.http2.offered else ["http/1.1"]
-        self._tls = _server_tls(settings.tls, http) if secure else None
-        secure_tcp = any(one.tls for one in settings.tcp)
-        self._tcp_tls = _server_tls(settings.tls, []) if secure_tcp else None
-        self._services: list[Backing] = []
-        self._serve = self._built()
-        self._relayed = [TCPService(one, self.history) for one in settings.tcp]
-        self._services += self._relayed
+        self._counters = Counters(self.memory)
+        self._read = Reader(self.memory)
+        self._world = World(self.history, self._counters, secret or secrets.token_bytes(32))
+        self._sockets = sockets or Sockets()
+        # Any, so that several proxies on one machine spread over it.
+        self._processor = random.getrandbits(16) if processor is None else processor
         self._connections = Connections(settings.limits.connections)
+        self._parts = Parts(settings, self._world)
         self._access_log: AccessLog | None = None
-        self._servers: list[ProxyServer] = []
-        self._tcp_servers: list[TCPProxyServer] = []
-        self._threads: list[threading.Thread] = []
+        self._servers: dict[str, ProxyServer | TCPProxyServer] = {}
+        self._threads: list[threading.Thread] = []  # that serve, or end a server
+        # One reload at a time, and none while it stops.
+        self._changing = threading.Lock()
 
-    def _built(self) -> routes.Service:
-        """What answers requests: the targets, or the routes before them."""
-        settings = self.settings
-        default = self._pool_service(settings) if settings.targets else routes.no_route
-        if not settings.routes:
-            return default
-        rules = [routes.Rule(one.host, one.path, self._route(one)) for one in settings.routes]
-        return routes.Router(rules, default)
+    @property
+    def settings(self) -> Settings:
+        """Those in effect."""
+        return self._parts.settings
 
-    def _route(self, said: Route) -> routes.Service:
-        if said.redirect:
-            return routes.redirect(said.redirect, said.redirect_status)
-        if said.files:
-            return routes.files_below(said.path, Files(said.files, said.index, said.expires))
-        return self._pool_service(said)
-
-    def _pool_service(self, said: PoolSettings) -> routes.Service:
-        service = Service(said, self.history)
-        self._services.append(service)
-        return service.forward
-
-    def _to_https(self, listen: Listen) -> routes.Service:
-        port = next(one.server_port for one in self._servers if one.tls)
-        host = "{host}" if port == 443 else f"{{host}}:{port}"
-        return routes.redirect(f"https://{host}{{uri}}", listen.redirect_status)
+    @property
+    def services(self) -> list[Backing]:
+        """The targets at the top of the settings, if there are some, then each route's, then each
+        tcp entry's."""
+        return list(self._parts.services.values())
 
     @property
     def pools(self) -> list[TargetPool]:
-        """The targets at the top of the settings, if there are some, then each route's, then each
-        tcp entry's."""
-        return [service.pool for service in self._services]
+        """Of the ``services``."""
+        return [service.pool for service in self.services]
 
     @property
     def pool(self) -> TargetPool:
@@ -244,7 +208,7 @@ class Proxy:
     @property
     def urls(self) -> list[str]:
         """Where it listens, with the ports that the system chose; those of tcp entries last."""
-        return [server.url for server in self._listeners]
+        return [server.url for server in self._servers.values()]
 
     @property
     def url(self) -> str:
@@ -256,88 +220,164 @@ class Proxy:
         """Client connections that are open."""
         return len(self._connections)
 
+    @property
+    def accepted(self) -> int:
+        """Client connections since the start."""
+        return self._connections.accepted
+
+    def totals(self) -> Totals:
+        """What has been counted since the start (``balancing.counters``)."""
+        return self._read()
+
+    def route(self, host: str, path: str) -> tuple[str, Backing | None]:
+        """What serves a request: its name, and its targets if it has some."""
+        return self._parts.find(host, path)
+
     def start(self) -> None:
         """Listens and serves, in threads of its own; returns at once."""
-        settings = self.settings
-        if settings.access_log is not None:
+        with self._changing:
             try:
-                self._access_log = AccessLog(settings.access_log)
-            except OSError as error:
-                said = (error.strerror or str(error)).lower()
-                raise ListenError(f"access_log: {settings.access_log}: {said}") from None
-        try:
-            self._listen()
-        except ListenError:
-            self._close()
-            raise
-        for service in self._services:
-            service.start()
-        for server in self._listeners:
-            name = f"pyproxy-listen-{server.server_port}"
-            thread = threading.Thread(target=server.serve_forever, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+                self._access_log = _open_access_log(self.settings)
+                self._commit(self._parts)
+            except ListenError:
+                self._close()
+                raise
 
-    @property
-    def _listeners(self) -> list[Listener]:
-        return [*self._servers, *self._tcp_servers]
+    def reload(self, settings: Settings) -> None:
+        """Goes on with other settings. What is the same in both stays as it is, with its state and
+        its connections; what is gone drains. Raises ``SettingsError`` or ``ListenError``, having
+        changed nothing."""
+        with self._changing:
+            parts = Parts(settings, self._world, self._parts)
+            old_log = self._access_log
+            if settings.access_log != self.settings.access_log:
+                self._access_log = _open_access_log(settings)
+            try:
+                self._commit(parts)
+            except ListenError:
+                old_log, self._access_log = self._access_log, old_log
+                raise
+            finally:
+                if old_log and old_log is not self._access_log:
+                    old_log.close()
 
-    def _listen(self) -> None:
-        settings = self.settings
-        # Those that redirect come last: they tell the port of the others.
-        listens = sorted(settings.listen, key=lambda one: bool(one.redirect))
-        if settings.tcp and not (settings.targets or settings.routes):
-            listens = []  # there is nothing to serve there
-        for listen in listens:
-            self._servers.append(
-                ProxyServer(
-                    listen,
-                    self._to_https(listen) if listen.redirect else self._serve,
+    def _commit(self, parts: Parts) -> None:
+        """Puts the parts in the place of those before. Raises ``ListenError`` before anything has
+        changed."""
+        opened = self._sockets.open(parts.places)
+        before = self._parts.services if parts is not self._parts else {}
+        self._connections.limit = parts.settings.limits.connections
+        for name, service in parts.services.items():
+            if service is not before.get(name):
+                service.start()
+        left, self._servers = self._servers, self._arranged(parts, opened)
+        self._parts = parts
+        for name, service in before.items():
+            if type(parts.services.get(name)) is not type(service):
+                service.stop()
+        for name, server in left.items():
+            if self._servers.get(name) is not server:
+                self._retire(server, handed_over=name in opened)
+                if name not in opened:
+                    self._sockets.close(name)
+        for name, server in self._servers.items():
+            if name not in left or left[name] is not server:
+                self._thread(server.serve_forever, f"pyproxy-listen-{server.server_port}")
+
+    def _arranged(
+        self, parts: Parts, opened: dict[str, socket.socket]
+    ) -> dict[str, ProxyServer | TCPProxyServer]:
+        """The servers of these parts, those there and new ones, as the settings say."""
+        settings = parts.settings
+        processor = self._processor if settings.cpu_affinity else None
+        names = list(named(parts.places))
+        secure = [at for at, one in zip(names, parts.listens, strict=False) if one.secure]
+        servers: dict[str, ProxyServer | TCPProxyServer] = {}
+        for name, listen in zip(names, parts.listens, strict=False):
+            known = self._servers.get(name)
+            server = (
+                known
+                if isinstance(known, ProxyServer)
+                else ProxyServer(
+                    listen.place,
+                    opened[name].dup(),
                     connections=self._connections,
-                    timeouts=settings.timeouts,
-                    limits=settings.limits,
-                    retry=settings.retry,
-                    trusted=settings.trusted_proxies,
-                    access_log=self._access_log,
-                    cpu_affinity=settings.cpu_affinity,
-                    tls=self._tls if listen.secure else None,
-                    http2=settings.http2,
+                    counters=self._counters,
+                    processor=processor,
                 )
             )
-        together: dict[object, list[TCPService]] = {}  # those that share an address
-        for service in self._relayed:
-            shared = service.entry.listen if service.entry.place[2] else service
-            together.setdefault(shared, []).append(service)
-        for services in together.values():
-            self._tcp_servers.append(
-                TCPProxyServer(
-                    [(one.entry, one.connector) for one in services],
-                    tls=self._tcp_tls if services[0].entry.tls else None,
+            serve = parts.serve
+            if listen.redirect:
+                port = opened[secure[0]].getsockname()[1]
+                host = "{host}" if port == 443 else f"{{host}}:{port}"
+                serve = routes.redirect(f"https://{host}{{uri}}", listen.redirect_status)
+            server.configure(
+                listen,
+                serve,
+                timeouts=settings.timeouts,
+                limits=settings.limits,
+                retry=settings.retry,
+                http2=settings.http2,
+                trusted=settings.trusted_proxies,
+                tls=parts.tls if listen.secure else None,
+                access_log=self._access_log,
+            )
+            servers[name] = server
+        for name, services in zip(names[len(parts.listens) :], parts.relayed, strict=True):
+            known = self._servers.get(name)
+            entry = services[0].entry
+            tcp = (
+                known
+                if isinstance(known, TCPProxyServer)
+                else TCPProxyServer(
+                    entry.place,
+                    opened[name].dup(),
                     connections=self._connections,
-                    timeouts=settings.timeouts,
-                    trusted=settings.trusted_proxies,
-                    cpu_affinity=settings.cpu_affinity,
+                    processor=processor,
                 )
             )
+            tcp.configure(
+                [(one.entry, one.connector) for one in services],
+                timeouts=settings.timeouts,
+                trusted=settings.trusted_proxies,
+                tls=parts.tcp_tls if entry.tls else None,
+            )
+            servers[name] = tcp
+        return servers
 
-    def stop(self, drain: float | None = None) -> None:
+    def _retire(self, server: ProxyServer | TCPProxyServer, handed_over: bool) -> None:
+        def drain() -> None:
+            server.shutdown(handed_over=handed_over)
+            server.server_close()
+
+        self._thread(drain, f"pyproxy-drain-{server.server_port}")
+
+    def _thread(self, what: Callable[[], None], name: str) -> None:
+        self._threads = [one for one in self._threads if one.is_alive()]
+        thread = threading.Thread(target=what, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds
-        (``timeouts.drain``), and ends every thread."""
-        stopping = [
-            threading.Thread(target=one.shutdown, args=(drain,), name="pyproxy-shutdown")
-            for one in self._listeners
-        ]
-        for thread in stopping:
-            thread.start()
-        for thread in stopping + self._threads:
-            thread.join()
-        self._close()
+        (``timeouts.drain``), and ends every thread. If the sockets are ``handed_over``, they and
+        their backlogs are left to other processes."""
+        with self._changing:
+            for server in self._servers.values():
+                self._thread(
+                    functools.partial(server.shutdown, drain, handed_over=handed_over),
+                    "pyproxy-shutdown",
+                )
+            for thread in self._threads:
+                thread.join()
+            self._close()
 
     def _close(self) -> None:
-        for service in self._services:
+        for service in self.services:
             service.stop()
-        for server in self._listeners:
+        for server in self._servers.values():
             server.server_close()
+        self._sockets.close_all()
         if self._access_log:
             self._access_log.close()
 
@@ -352,3 +392,13 @@ class Proxy:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _open_access_log(settings: Settings) -> AccessLog | None:
+    if settings.access_log is None:
+        return None
+    try:
+        return AccessLog(settings.access_log)
+    except OSError as error:
+        said = (error.strerror or str(error)).lower()
+        raise ListenError(f"access_log: {settings.access_log}: {said}") from None

@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from typing import Protocol
 
 from pyproxy import net
@@ -13,7 +14,18 @@ log = logging.getLogger(__name__)
 _GRACE = 1.0  # seconds in which a new connection's first request may come before it counts as idle
 
 
+class Server(Protocol):
+    """A listening address, and how it tells its connections to come to an end."""
+
+    hurry: bool  # answer with `Connection: close`, don't wait for another request
+    closing: bool  # the end has begun
+    over: bool  # and what is left is broken off
+
+
 class Connection(Protocol):
+    @property
+    def server(self) -> Server: ...
+
     @property
     def request(self) -> net.Socket:
         """The client's socket."""
@@ -38,73 +50,92 @@ class Connections:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        # Says: answer with `Connection: close`, don't wait for another request.
-        self.hurry = False
+        self.accepted = 0
+        self._servers: set[Server] = set()
         self._open: set[Connection] = set()
         self._waiting = 0
-        self.draining = False  # the end has begun
-        self._over = False
-        # Protects all of the above; notified when a connection ends.
+        # Protects all of the above, and what it tells the servers; notified when one ends.
         self._ended = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._open)
 
+    def serve(self, server: Server) -> None:
+        """From now on there may be connections of this server."""
+        with self._ended:
+            self._servers.add(server)
+            self._tell()
+
+    def forget(self, server: Server) -> None:
+        with self._ended:
+            self._servers.discard(server)
+
+    def _tell(self) -> None:
+        for server in self._servers:
+            server.hurry = self._waiting > 0 or server.closing
+
     def enter(self, connection: Connection) -> bool:
         """Counts a new connection in, when there is a place for it; False: close it instead."""
         with self._ended:
-            if len(self._open) >= self.limit and not self._wait_for_place():
+            if len(self._open) >= self.limit and not self._wait_for_place(connection.server):
                 return False
             self._open.add(connection)
+            self.accepted += 1
             return True
 
-    def _wait_for_place(self) -> bool:
-        if not self.hurry:
+    def _wait_for_place(self, server: Server) -> bool:
+        if not self._waiting:
             log.info("limits.connections reached: %d are open, others wait", self.limit)
         self._waiting += 1
-        self.hurry = True
-        while len(self._open) >= self.limit and not self._over:
+        self._tell()
+        while len(self._open) >= self.limit and not server.over:
             if not any(one.ended for one in self._open):
-                self._end_idle(1)
+                self._end_idle(self._open, 1)
             self._ended.wait(0.1)  # some become idle without a notice
         self._waiting -= 1
-        self.hurry = self.draining or self._waiting > 0
-        return not self._over
+        self._tell()
+        return not server.over
 
     def leave(self, connection: Connection) -> None:
         with self._ended:
             self._open.discard(connection)
             self._ended.notify_all()
 
-    def _end_idle(self, most: int) -> None:
+    def _end_idle(self, among: Iterable[Connection], most: int) -> None:
         """Ends idle connections. What has already come on one of them is still served."""
         now = time.monotonic()
         idle = [
             one
-            for one in self._open
+            for one in among
             if one.idle_since
             and not one.ended
-            and (one.served or self.draining or now - one.idle_since > _GRACE)
+            and (one.served or one.server.closing or now - one.idle_since > _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True
             net.shut(one.request, socket.SHUT_RD)
 
-    def hurry_up(self) -> None:
-        """The end has begun: what is under way, or waits for its place, is the last."""
-        with self._ended:
-            self.draining = self.hurry = True
+    def _of(self, server: Server) -> list[Connection]:
+        return [one for one in self._open if one.server is server]
 
-    def end_idle(self) -> None:
-        """Ends all idle connections."""
+    def drain(self, server: Server) -> None:
+        """Its end begins: what is under way, or waits for its place, is the last."""
         with self._ended:
-            self._end_idle(len(self._open))
+            server.closing = True
+            self._tell()
 
-    def break_off(self) -> int:
-        """Breaks off what is left, and tells how many those were."""
+    def end_idle(self, server: Server) -> None:
+        """Ends all its idle connections."""
         with self._ended:
-            self._over = True
+            own = self._of(server)
+            self._end_idle(own, len(own))
+
+    def break_off(self, server: Server) -> int:
+        """Breaks off what is left of it, and tells how many those were."""
+        with self._ended:
+            server.over = True
             self._ended.notify_all()
-            for one in self._open:
+            own = self._of(server)
+            for one in own:
                 one.break_off()
-            return len(self._open)
+            return len(own)

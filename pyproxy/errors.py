@@ -18,6 +18,14 @@ class ListenError(PyproxyError):
     """An address that can't be listened on; the text names it and a remedy."""
 
 
+class ControlError(PyproxyError):
+    """A verb that can't be done: with the status that the admin API answers."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class EmptyRing(PyproxyError, LookupError):
     """A ``HashRing`` without values was asked for one."""
 
@@ -81,6 +89,7 @@ class TargetError(PyproxyError):
     request may go to another one (RFC 9110, 9.2.2).
     """
 
+    kind = "error"  # a word for it, of few
     status = 502
     sent = True
     counts = True  # as a failure of the target
@@ -90,11 +99,14 @@ class TargetError(PyproxyError):
 class ConnectFailed(TargetError):
     """Refused, timed out, unreachable, or a name that doesn't resolve."""
 
+    kind = "connect"
     sent = False
 
 
 class ConnectionLost(TargetError):
     """Reset or closed before a whole response head."""
+
+    kind = "lost"
 
 
 class NoReply(ConnectionLost):
@@ -111,8 +123,11 @@ class StaleConnection(NoReply):
 class BadReply(TargetError):
     """A response head or framing that breaks RFC 9112."""
 
+    kind = "bad_reply"
+
 
 class ReplyTimeout(TargetError):
     """No response head within ``timeouts.read``, or a request not taken in ``timeouts.send``."""
 
+    kind = "timeout"
     status = 504

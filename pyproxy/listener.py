@@ -10,7 +10,6 @@ No thread is started and nothing handed over for a connection, and the cap on co
 on threads: what is above it waits in the kernel's backlog.
 """
 
-import contextlib
 import logging
 import socket
 import socketserver
@@ -26,14 +25,14 @@ from pyproxy.sections import Timeouts
 
 log = logging.getLogger(__name__)
 
+_TICK = 0.5  # seconds after which a thread in accept looks whether it is over
+
 
 class Listener(socketserver.TCPServer):
     """What stands before ``ThreadingHTTPServer`` or ``ThreadingTCPServer`` among the bases of a
     server, in the place of their thread for each connection. ``serve_forever`` in one thread,
     ``shutdown`` from another."""
 
-    request_queue_size = 4096  # the backlog; the kernel caps it
-    allow_reuse_address = sys.platform != "win32"  # there it would share the port
     daemon_threads = True
     block_on_close = False
     spare_threads = 32  # waiting in accept beyond which a thread ends
@@ -41,55 +40,53 @@ class Listener(socketserver.TCPServer):
     def __init__(
         self,
         place: tuple[str, str, int],
+        sock: socket.socket,
         handler: type[socketserver.BaseRequestHandler],
         *,
         connections: Connections,
-        timeouts: Timeouts,
-        cpu_affinity: bool,
+        processor: int | None = None,
     ) -> None:
-        """Binds ``place`` (scheme, host and port) and listens. Raises ``ListenError``."""
+        """``place`` is scheme, host and port as they were said; ``sock`` listens there, and may do
+        so in other processes too. ``processor`` is what to stay on (None: on none)."""
         self.connections = connections
-        self.timeouts = timeouts
-        self._cpu_affinity = cpu_affinity
+        self.hurry = self.closing = self.over = False
+        self._processor = processor
         # Protects the two counts; notified when the last thread ends.
         self._idle = threading.Condition()
         self._thread_count = 0
         self._waiting = 0  # threads in accept, or on their way there
-        self._closing = False
         self._stopped = threading.Event()
-        self._scheme, host, port = place
-        self.address_family, address = net.resolve_to_listen(host, port)
-        try:
-            super().__init__(address, handler)
-        except OSError as error:
-            raise net.listen_error(host, port, error) from None
-        self.url = url_of(self._scheme, host, self.server_port)
+        socketserver.BaseServer.__init__(self, sock.getsockname(), handler)
+        self.socket = sock
+        self.place = place
+        self.server_name, self.server_port = sock.getsockname()[:2]
+        connections.serve(self)
 
-    def server_bind(self) -> None:
-        """Without HTTPServer's look-up of the host's full name: it may take seconds."""
-        if self.address_family == socket.AF_INET6 and sys.platform != "win32":
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        socketserver.TCPServer.server_bind(self)
-        self.server_name = str(self.server_address[0])
-        self.server_port = self.server_address[1]
+    @property
+    def url(self) -> str:
+        """Where it listens, with the port that the system chose."""
+        scheme, host, _ = self.place
+        return url_of(scheme, host, self.server_port)
 
-    def server_activate(self) -> None:
-        super().server_activate()
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Also while it serves."""
+        self.timeouts = timeouts
         self.set_options(self.socket)
 
     def set_options(self, sock: net.Socket) -> None:
-        """What a client's socket begins with."""
+        """What a client's socket begins with: ``patience`` is its receive timeout."""
+        self.patience = min(_TICK, self.timeouts.header)
         net.no_delay(sock)
-        net.set_receive_timeout(sock, self.timeouts.header)
+        net.set_receive_timeout(sock, self.patience)
         net.set_send_timeout(sock, self.timeouts.send)
 
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serves until ``shutdown`` has drained. ``poll_interval`` counts only where closing a
-        socket doesn't wake ``accept`` (elsewhere than on Linux)."""
+    def serve_forever(self, poll_interval: float = _TICK) -> None:
+        """Serves until ``shutdown`` has drained. ``poll_interval`` counts only where accept heeds
+        no timeout of the kernel's (elsewhere than on Linux)."""
         if not sys.platform.startswith("linux"):
             self.socket.settimeout(poll_interval)
-        if self._cpu_affinity:
-            net.stay_on_one_processor()  # and so do the threads that come of this one
+        if self._processor is not None:
+            net.stay_on(self._processor)  # and so do the threads that come of this one
         self._start_thread()
         self._stopped.wait()
 
@@ -97,7 +94,7 @@ class Listener(socketserver.TCPServer):
         with self._idle:
             self._thread_count += 1
             self._waiting += 1
-        name = f"pyproxy-{self._scheme}-{self.server_port}"
+        name = f"pyproxy-{self.place[0]}-{self.server_port}"
         try:
             threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError as error:  # the system gives no more threads: those there are serve on
@@ -112,11 +109,11 @@ class Listener(socketserver.TCPServer):
                 try:
                     request, address = self.get_request()
                 except net.TIMED_OUT:
-                    if self._closing:
+                    if self.closing:
                         return
                     continue
                 except OSError as error:
-                    if self._closing:
+                    if self.closing:
                         return
                     if net.exhausted(error):
                         log.error("can't accept a connection: %s", net.reason(error))
@@ -125,7 +122,7 @@ class Listener(socketserver.TCPServer):
                 self._follow()
                 self._serve_connection(request, address)
                 with self._idle:
-                    if self._closing or self._waiting >= self.spare_threads:
+                    if self.closing or self._waiting >= self.spare_threads:
                         return
                     self._waiting += 1
         finally:
@@ -139,7 +136,7 @@ class Listener(socketserver.TCPServer):
         with self._idle:
             self._waiting -= 1
             enough = (
-                self._waiting > 0 or self._closing or self._thread_count > self.connections.limit
+                self._waiting > 0 or self.closing or self._thread_count > self.connections.limit
             )
         if not enough:
             self._start_thread()
@@ -155,18 +152,20 @@ class Listener(socketserver.TCPServer):
         finally:
             request.close()
 
-    def shutdown(self, drain: float | None = None) -> None:
+    def shutdown(self, drain: float | None = None, *, handed_over: bool = False) -> None:
         """Stops accepting, serves what has been accepted or waits in the backlog, and returns when
-        all is finished, or breaks the rest off after ``drain`` seconds (``timeouts.drain``)."""
+        all is finished, or breaks the rest off after ``drain`` seconds (``timeouts.drain``). If the
+        socket is ``handed_over``, it and its backlog are left to the other processes."""
         deadline = time.monotonic() + (self.timeouts.drain if drain is None else drain)
-        self._closing = True
-        self.connections.hurry_up()
-        self._take_backlog()
-        if sys.platform.startswith("linux"):
-            net.shut(self.socket)
+        self.connections.drain(self)
+        if not handed_over:
+            self._take_backlog()
+            if sys.platform.startswith("linux"):  # elsewhere it wouldn't wake those in accept
+                net.shut(self.socket)
         if not self._wait_for_threads(deadline):
-            broken = self.connections.break_off()
-            log.warning("broke off %d connections that didn't finish in time", broken)
+            broken = self.connections.break_off(self)
+            if broken:
+                log.warning("broke off %d connections that didn't finish in time", broken)
             self._wait_for_threads(time.monotonic() + 2)
         self._stopped.set()
 
@@ -177,16 +176,21 @@ class Listener(socketserver.TCPServer):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self.connections.end_idle()
+                self.connections.end_idle(self)
                 self._idle.wait(min(left, 0.1))  # more may have become idle
         return True
 
     def _take_backlog(self) -> None:
         """Closing a socket resets the connections in its backlog: they are served first."""
-        self.socket.settimeout(0)
-        with contextlib.suppress(OSError):
-            while True:
+        while net.readable(self.socket):
+            try:
                 self._serve_apart(*self.get_request())
+            except OSError:  # somebody else has accepted it
+                return
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.connections.forget(self)
 
     def _serve_apart(self, request: socket.socket, address: Any) -> None:
         with self._idle:

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import functools
 import os
-import random
 import select
 import socket
 import ssl
@@ -63,16 +62,17 @@ class Socket(Protocol):
     def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
 
 
-def stay_on_one_processor() -> None:
-    """The calling thread, and those it starts, run on one processor from now on: the interpreter's
+def stay_on(processor: int) -> None:
+    """The calling thread, and those it starts, run on one processor from now on, of those allowed
+    the one with this number (counted round, so that any will do): the interpreter's
     lock lets only one of them run anyway, and a thread that lets go of the lock then doesn't wake
     another one on another processor, which costs more than a small request (docs/benchmarks.md).
     Does nothing without such a lock, or where the system can't do it.
     """
     locked = getattr(sys, "_is_gil_enabled", lambda: True)()
     if locked and hasattr(os, "sched_setaffinity"):
-        # Any of those allowed, so that several proxies on one machine spread over it.
-        os.sched_setaffinity(0, {random.choice(list(os.sched_getaffinity(0)))})
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[processor % len(allowed)]})
 
 
 def exhausted(error: OSError) -> bool:

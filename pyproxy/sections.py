@@ -153,12 +153,23 @@ def read_tcp_url(value: Json) -> str:
     return _with_port(address(value, TCP_SCHEMES, "localhost", None))
 
 
-def targets_of(
-    kind: type[TargetSettings], read_url: Callable[[Json], str], example: str
-) -> Callable[[Json], tuple[TargetSettings, ...]]:
-    def read(one: Json) -> TargetSettings:
-        return read_object(kind, one) if isinstance(one, dict) else kind(read_url(one))
+def read_target(one: Json) -> TargetSettings:
+    """A URL, a bare port, or an object with it. Raises ``ValueError``."""
+    return (
+        read_object(TargetSettings, one)
+        if isinstance(one, dict)
+        else TargetSettings(_target_url(one))
+    )
 
+
+def read_tcp_target(one: Json) -> TargetSettings:
+    """The same in a tcp entry."""
+    return read_object(TCPTarget, one) if isinstance(one, dict) else TCPTarget(read_tcp_url(one))
+
+
+def targets_of(
+    read: Callable[[Json], TargetSettings], example: str
+) -> Callable[[Json], tuple[TargetSettings, ...]]:
     def read_all(value: Json) -> tuple[TargetSettings, ...]:
         found = list_of(read)(value)
         if not found:
@@ -169,7 +180,7 @@ def targets_of(
     return read_all
 
 
-_targets = targets_of(TargetSettings, _target_url, "http://localhost:8001")
+_targets = targets_of(read_target, "http://localhost:8001")
 
 
 def _cookie_name(value: Json) -> str | None:

@@ -42,13 +42,12 @@ from pyproxy.sections import (
     PoolSettings,
     TargetSettings,
     TargetTimeouts,
-    TCPTarget,
     Timeouts,
     read_host,
     read_listen,
     read_path,
     read_status,
-    read_tcp_url,
+    read_tcp_target,
     targets_of,
 )
 
@@ -138,7 +137,7 @@ class TCPEntry(PoolSettings):
     targets: tuple[TargetSettings, ...] = option(
         REQUIRED,
         "the servers behind it: tcp://host:port, bare ports of this machine, or objects",
-        targets_of(TCPTarget, read_tcp_url, "tcp://localhost:5432"),
+        targets_of(read_tcp_target, "tcp://localhost:5432"),
     )
     proxy_protocol: bool = option(
         False,

@@ -20,6 +20,7 @@ FLOORS = (
     ("listener",),
     ("tcp",),
     ("http", "health"),
+    ("services", "sockets"),
     ("control",),
     ("app",),
     ("scaling", "lab", "contrib"),

@@ -300,4 +300,4 @@ def test_a_file_is_logged_with_its_size(site: Path, tmp_path: Path) -> None:
 
 def test_routes_cost_nothing_for_who_has_none() -> None:
     with RawTarget(lambda *_: None) as target, Proxy(targets=[target.url]) as proxy:
-        assert not isinstance(proxy._serve, Router)
+        assert not isinstance(proxy._parts.serve, Router)

@@ -3,6 +3,7 @@ that choose by a key are in hashes.py. The cost of each is for n live targets an
 attempt; benchmarks/policies.py measures it.
 """
 
+import copy
 import importlib
 import logging
 import math
@@ -48,6 +49,11 @@ class WeightedRoundRobin(Policy):
     def arrange(self, everyone: Targets, live: Targets) -> None:
         self.live = live
         self._scores = {target: self._scores.get(target, 0) for target in live}
+
+    def peek(self, request: Asked, without: Collection[Target], now: float) -> Target:
+        like = copy.copy(self)
+        like._scores = dict(self._scores)
+        return like.choose(request, without, now)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         scores = self._scores
@@ -185,6 +191,11 @@ class RandomPolicy(RingPolicy):
 
     def __post_init__(self) -> None:
         self._bits = random.Random(self.seed).getrandbits
+
+    def peek(self, request: Asked, without: Collection[Target], now: float) -> Target:
+        like = copy.copy(self)
+        like._bits = random.Random().getrandbits
+        return like.choose(request, without, now)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         return (self.ring_without(without) if without else self.ring)[self._bits(48)]

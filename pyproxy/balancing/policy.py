@@ -5,6 +5,7 @@ pool's lock, so that a policy needs none of its own. ``choose`` never gives a ta
 whom it must do (those tried already, or full), and raises ``EmptyRing`` if nobody else is there.
 """
 
+import copy
 import math
 from collections.abc import Collection, Iterable
 from typing import Protocol
@@ -70,6 +71,10 @@ class Policy:
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         raise NotImplementedError
+
+    def peek(self, request: Asked, without: Collection[Target], now: float) -> Target:
+        """What ``choose`` would answer now, without a trace."""
+        return copy.copy(self).choose(request, without, now)
 
     def lot(self, request: Asked) -> float:
         """A number in 0 … 1 that decides whether a target that starts slowly gets a request."""

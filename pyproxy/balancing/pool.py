@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from pyproxy.balancing.policies import FunctionPolicy, HashRingPolicy
 from pyproxy.balancing.policy import Asked, Policy, Targets, weighted_ring
@@ -113,6 +114,23 @@ class TargetPool:
             target.in_flight += 1
         return target
 
+    def peek(self, request: Asked, now: float = 0.0) -> Target:
+        """The target that ``pick`` would give to a request that came now. Changes nothing. Raises
+        ``EmptyRing`` and ``AllBusy``, as that does."""
+        with self._lock:
+            request.number = self._counter
+            full = [one for one in self._limited if one.full]
+            if self._queue:
+                raise AllBusy("others wait for the targets")
+            try:
+                return self.policy.peek(request, full, now)
+            except EmptyRing:
+                if rest := [one for one in self._backups if one not in full]:
+                    return weighted_ring(rest)[request.number]
+                if full:
+                    raise AllBusy("every target is full") from None
+                raise
+
     def _give_number(self, request: Asked) -> None:
         if request.number < 0:
             request.number = self._counter
@@ -160,20 +178,35 @@ class TargetPool:
         return (self._now - target.since) / target.slow_start
 
     def release(
-        self, target: Target, seconds: float = -1.0, status: int = 0, now: float = 0.0
+        self,
+        target: Target,
+        seconds: float = -1.0,
+        status: int = 0,
+        now: float = 0.0,
+        method: bytes = b"",
     ) -> None:
-        """A request that ``pick`` has counted is over. Where that is known, its response head came
-        after ``seconds``, at ``now``: said here, it costs no second lock."""
+        """A request that ``pick`` has counted is over. If it was ``answered``, that is said here:
+        it costs no second lock."""
         with self._lock:
             target.in_flight -= 1
             if seconds >= 0:
-                self.policy.answered(target, seconds, status, now)
+                self._answered(target, seconds, status, now, method)
             if self._queue:
                 self._call_next()
 
-    def answered(self, target: Target, seconds: float, status: int, now: float) -> None:
-        """A response head came after ``seconds``; only a policy that is ``timed`` cares."""
+    def answered(
+        self, target: Target, seconds: float, status: int, now: float, method: bytes = b""
+    ) -> None:
+        """A response head came after ``seconds``, at ``now``; or a connection, with status 0."""
         with self._lock:
+            self._answered(target, seconds, status, now, method)
+
+    def _answered(
+        self, target: Target, seconds: float, status: int, now: float, method: bytes
+    ) -> None:
+        if target.tally:
+            target.tally.answered(method, status, seconds)
+        if self.timed:
             self.policy.answered(target, seconds, status, now)
 
     def queue_up(self, request: Asked, tried: Targets = (), wish: Target | None = None) -> Place:
@@ -216,20 +249,29 @@ class TargetPool:
     def evicted(self) -> list[Target]:
         return [target for target in self.targets if target.state is State.EVICTED]
 
-    def failed(self, target: Target, reason: str) -> None:
-        """Counts a failure; ``max_fails`` of them in a row evict."""
+    def failed(self, target: Target, reason: str, kind: str = "error") -> None:
+        """Counts a failure; ``max_fails`` of them in a row evict. ``kind`` is a word for the
+        reason, of few."""
         with self._lock:
             target.fails += 1
+            if target.tally:
+                target.tally.happened("failures", kind)
             enough = target.fails >= self._max_fails
         if enough:
-            self.evict(target, reason)
+            self.evict(target, reason, kind)
+
+    def retried(self, target: Target, kind: str) -> None:
+        """A request that this target has failed goes to another."""
+        with self._lock:
+            if target.tally:
+                target.tally.happened("retries", kind)
 
     def succeeded(self, target: Target) -> None:
         """Ends a row of failures."""
         with self._lock:
             target.fails = 0
 
-    def evict(self, target: Target, reason: str) -> None:
+    def evict(self, target: Target, reason: str, kind: str = "error") -> None:
         """Takes a target out; does nothing to one that is out, nor when more than ``max_evicted``
         would be: then it goes on serving, as one that may fail."""
         with self._lock:
@@ -238,6 +280,8 @@ class TargetPool:
             kept = self._must_stay()
             if not kept:
                 self._set_evicted(target, True)
+                if target.tally:
+                    target.tally.happened("evictions", kind)
             elif target in self._kept:
                 return
             else:
@@ -293,10 +337,57 @@ class TargetPool:
             self._settle()
         self._tell(target, "removed", reason)
 
+    def change(self, target: Target, reason: str, **values: Any) -> None:
+        """Sets what is said of a target: ``weight``, ``backup``, ``max_connections`` or
+        ``slow_start``. Does nothing if all is so already."""
+        with self._lock:
+            new = {key: value for key, value in values.items() if getattr(target, key) != value}
+            for key, value in new.items():
+                setattr(target, key, value)
+            self._settle()
+        if new:
+            said = ", ".join(f"{key} {value}" for key, value in new.items())
+            self._tell(target, "changed", f"{said} {reason}")
+
+    def update(
+        self,
+        targets: Callable[[Targets], Targets],
+        policy: Policy | None,
+        *,
+        max_fails: int,
+        max_evicted: float | None,
+        queue_size: int,
+        reason: str,
+        now: float = 0.0,
+    ) -> None:
+        """Other settings, in one step. ``targets`` turns those there are into those that shall be;
+        ``policy`` None leaves the policy as it is."""
+        with self._lock:
+            old, self.targets = self.targets, targets(self.targets)
+            self._max_fails, self._max_evicted = max_fails, max_evicted
+            self._queue_size = queue_size
+            if policy:
+                self.policy = policy
+                self.timed = policy.timed
+            self._now = now
+            added = [one for one in self.targets if one not in old]
+            for target in added:
+                target.since = now
+            self._settle()
+        for target in added:
+            self._tell(target, "added", reason)
+        for target in old:
+            if target not in self.targets:
+                self._tell(target, "removed", reason)
+
     def watch(self, watcher: Watcher) -> None:
         """Calls ``watcher(target, "evicted", reason)`` after each change, in its thread."""
         with self._lock:
             self._watchers += (watcher,)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers = tuple(one for one in self._watchers if one != watcher)
 
     def _settle(self) -> None:
         """After a change, within the lock."""

@@ -3,6 +3,8 @@
 import math
 from enum import StrEnum
 
+from pyproxy.balancing.counters import Tally
+
 
 class State(StrEnum):
     LIVE = "live"
@@ -21,6 +23,7 @@ class Target:
     """
 
     __slots__ = (
+        "__weakref__",
         "backup",
         "evicted",
         "fails",
@@ -31,6 +34,7 @@ class Target:
         "response_time",
         "since",
         "slow_start",
+        "tally",
         "timed_at",
         "url",
         "wanted",
@@ -47,6 +51,7 @@ class Target:
         backup: bool = False,
         max_connections: int | None = None,
         slow_start: float = 0.0,
+        tally: Tally | None = None,
     ) -> None:
         self.url = url
         self.host = host
@@ -55,6 +60,7 @@ class Target:
         self.backup = backup
         self.max_connections = max_connections
         self.slow_start = slow_start
+        self.tally = tally  # where its requests are counted
         self.wanted = State.LIVE  # or DRAINING or MAINTENANCE, as people say
         self.evicted = False
         self.fails = 0  # in a row

@@ -27,20 +27,28 @@ class Discovery(threading.Thread):
         pool: TargetPool,
         name: str,
         port: int,
-        every: float,
-        make: Callable[[str], Target],
-        forget: Callable[[Target], None],
     ) -> None:
-        """``make`` makes the target of an address, ``forget`` is told of one that is gone."""
+        """To be configured before it starts."""
         super().__init__(name=f"pyproxy-dns-{name}", daemon=True)
         self._pool = pool
         self._host, self._port = name, port
-        self._every = every
-        self._make, self._forget = make, forget
         self._targets: dict[str, Target] = {}
         self._failing = False
         self._looked = threading.Event()
         self._stopping = threading.Event()
+
+    def configure(
+        self, every: float, make: Callable[[str], Target], forget: Callable[[Target], None]
+    ) -> None:
+        """What the settings say, also while it runs: ``make`` makes the target of an address,
+        ``forget`` is told of one that is gone."""
+        self._every = every
+        self._make, self._forget = make, forget
+
+    @property
+    def targets(self) -> list[Target]:
+        """Those that it has added."""
+        return list(self._targets.values())
 
     def start(self) -> None:
         """Returns when the first answer is there, but doesn't wait long for it."""

@@ -1,6 +1,7 @@
 """History: the last changes of the targets' states, with time and reason."""
 
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,21 +14,29 @@ class Event:
     removed."""
 
     at: float  # time.time()
+    pool: str
     url: str
     what: str
     reason: str
 
 
 class History:
-    """Watches pools (``pool.watch(history.note)``), and keeps the last 100 events."""
+    """Watches pools, and keeps the last 100 events, and the last of each target."""
 
     KEPT = 100
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=self.KEPT)
+        self._last: weakref.WeakKeyDictionary[Target, Event] = weakref.WeakKeyDictionary()
 
-    def note(self, target: Target, what: str, reason: str) -> None:
-        self._events.append(Event(time.time(), target.url, what, reason))
+    def note(self, pool: str, target: Target, what: str, reason: str) -> None:
+        event = Event(time.time(), pool, target.url, what, reason)
+        self._events.append(event)
+        self._last[target] = event
+
+    def last(self, target: Target) -> Event | None:
+        """What happened to it last."""
+        return self._last.get(target)
 
     def __call__(self) -> list[Event]:
         """The events, the oldest first."""

@@ -59,12 +59,15 @@ class RecoveryThread(threading.Thread):
         self._nobody_since = math.inf  # or since the last round of probes
         # Of each target: its results in a row, positive for good ones.
         self._rows: Counter[Target] = Counter()
-        pool.watch(self._notice)
 
     def _notice(self, target: Target, verb: str, reason: str) -> None:
         with self._changed:
             self._rows.pop(target, None)
             self._changed.notify()
+
+    def start(self) -> None:
+        self._pool.watch(self._notice)
+        super().start()
 
     def run(self) -> None:
         while True:
@@ -156,10 +159,11 @@ class RecoveryThread(threading.Thread):
         if target.evicted and row >= self._rise:
             self._pool.restore(target, said, time.monotonic())
         elif not target.evicted and -row >= self._fall and self._interval:
-            self._pool.evict(target, f"check: {said}")
+            self._pool.evict(target, f"check: {said}", "check")
 
     def stop(self) -> None:
         """Ends the thread. A check that hangs ends by its own time-out, and changes nothing."""
+        self._pool.unwatch(self._notice)
         with self._changed:
             self._stopping = True
             self._changed.notify()

@@ -10,7 +10,6 @@ import time
 from typing import Protocol
 from urllib.parse import unquote_plus
 
-from pyproxy.balancing.policies import FunctionPolicy
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.sticky import Sticky
 from pyproxy.balancing.target import Target
@@ -173,12 +172,10 @@ class Reply:
             upstream.give_back(self.connection, not (request.line.is_head or self.head.bodiless))
         else:
             request.drop(self.connection)
-        pool = self.pool
-        if pool.timed:
-            seconds = request.answered - request.started
-            pool.release(upstream.target, seconds, self.head.status, request.answered)
-        else:
-            pool.release(upstream.target)
+        seconds = request.answered - request.started
+        self.pool.release(
+            upstream.target, seconds, self.head.status, request.answered, request.line.method
+        )
 
 
 class Forwarder:
@@ -193,9 +190,12 @@ class Forwarder:
         unavailable: Unavailable,
         sticky: Sticky | None = None,
         send_proxy: int | None = None,
+        *,
+        wishes: bool = False,
     ) -> None:
         """``send_proxy`` is the version of the PROXY header that connections begin with. They then
-        belong to one client, and ``upstreams`` must not keep them for others."""
+        belong to one client, and ``upstreams`` must not keep them for others. ``wishes``: the
+        pool's policy is a user's function."""
         self.pool = pool
         self.upstreams = upstreams
         self._retry = retry
@@ -204,7 +204,7 @@ class Forwarder:
         self._statuses = frozenset(retry.statuses)
         self._sticky = sticky
         self._send_proxy = send_proxy
-        self._wishes = isinstance(pool.policy, FunctionPolicy)
+        self._wishes = wishes
 
     def __call__(self, request: Request) -> Reply:
         """A reply with a final status. Raises ``NobodyLeft``, ``Overloaded``, ``TargetError``,
@@ -245,21 +245,23 @@ class Forwarder:
                 if request.upload and request.upload.error:
                     raise request.upload.error from None  # it was the client
                 if error.counts:
-                    pool.failed(target, str(error))
+                    pool.failed(target, str(error), error.kind)
                 tried, failure = (*tried, target), error
                 if error.sent and not self._repeatable(request):
                     raise
                 if request.attempts >= self._retry.attempts and pool.live:
                     raise  # enough for one request; when nobody is left, that is the answer
+                pool.retried(target, error.kind)
                 continue
             except BaseException:
                 pool.release(target)
                 raise
             if self._statuses and reply.head.status in self._statuses:
-                pool.failed(target, f"answered {reply.head.status}")
+                pool.failed(target, f"answered {reply.head.status}", "status")
                 tried = (*tried, target)
                 if self._repeatable(request) and self._another(request, tried):
                     reply.finish(request, False)
+                    pool.retried(target, "status")
                     continue
             elif target.fails:
                 pool.succeeded(target)

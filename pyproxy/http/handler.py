@@ -77,7 +77,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.broken = False  # the client must not take the end for that of a response
         self.upload: Upload | None = None
         self.lent: memoryview | None = None  # holds the body of the request under way
-        self._patience = server.timeouts.header
+        self._patience = server.patience
         self._introduced: Addresses | None = None
         if not net.INHERITS_OPTIONS:
             server.set_options(self.request)
@@ -87,7 +87,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
     def idle_since(self) -> float:
         """Since when nothing is under way (``time.monotonic()``), or 0.0. A connection that has
         changed to another protocol is only ended when all are."""
-        if self._relay and self.server.connections.draining:
+        if self._relay and self.server.closing:
             return self._relay.idle_since
         return self._idle_since
 
@@ -162,7 +162,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         net.shut(self.request)
 
     def _end(self) -> None:
-        if self.server.connections.hurry:
+        if self.server.hurry:
             self.unread = self.unread or net.readable(self.request)
         if not self.broken and (self.unread or self.buffer):
             self._linger()
@@ -241,10 +241,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             self._idle_since = time.monotonic()
             if self.served:
                 self.set_patience(self.server.timeouts.keep_alive)
-                if self.server.connections.hurry:
+                if self.server.hurry:
                     return None
             try:
-                buffer = self.request.recv(_RECEIVE)
+                buffer = self._first_bytes()
             except OSError:  # its time is over, or the client is gone
                 return None
             if not buffer:
@@ -259,6 +259,18 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             raise self._too_long(line_end)
         self.buffer = buffer[end + 4 :]
         return self.start, buffer[line_end + 2 : end + 2]
+
+    def _first_bytes(self) -> bytes:
+        """Of a request. A connection begins with the patience of its listening socket, so that a
+        client that sends at once costs no call to change that."""
+        try:
+            return self.request.recv(_RECEIVE)
+        except net.TIMED_OUT:
+            left = self.server.timeouts.header - self._patience
+            if self.served or left <= 0:
+                raise
+            self.set_patience(left)
+            return self.request.recv(_RECEIVE)
 
     def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int, int]:
         """Reads on until a head is whole, strictly within ``timeouts.header``."""
@@ -396,7 +408,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             request.fields.keep_alive
             and not self.unread
             and not self.ended
-            and not self.server.connections.hurry
+            and not self.server.hurry
         )
 
     def relay_interim(self, request: Request, head: ReplyHead) -> None:
@@ -472,6 +484,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         lines += [f"{name}: {value}" for name, value in answer.head]
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + connection_line(minor, self.keep)
         self.status, self.size = answer.status, 0
+        self.server.counters.answered(request.line.method if request else b"", answer.status)
         if answer.bodiless or (request is not None and request.line.is_head):
             self.send(head + b"\r\n")
         elif isinstance(answer.body, FilePart):

@@ -133,6 +133,7 @@ class Http2Connection:
         """``start`` is what has been received of it already."""
         self.handler = handler
         self.server = handler.server
+        self._spare = self.server.stream_threads
         self.peer = handler.peer
         self.lock = threading.Lock()
         handler.idle_since = time.monotonic()
@@ -197,7 +198,7 @@ class Http2Connection:
 
     def _goes_on(self) -> bool:
         with self.lock:
-            if self.server.connections.hurry and (self.handler.served or self._streams):
+            if self.server.hurry and (self.handler.served or self._streams):
                 self._say_goodbye(_NO_ERROR, "")
             leaving = self._last is not None or self._frames.going
             return not self._over and not (leaving and not self._streams)
@@ -374,9 +375,7 @@ class Http2Connection:
         """How many to start for the streams there are; they are counted already."""
         wanted = min(len(self._streams), self.server.http2.max_streams) - self._threads
         start = 0
-        while start < wanted and (
-            not self._threads or self.server.stream_threads.acquire(blocking=False)
-        ):
+        while start < wanted and (not self._threads or self._spare.acquire(blocking=False)):
             self._threads += 1
             start += 1
         return start
@@ -395,7 +394,7 @@ class Http2Connection:
     def _thread_ended(self) -> None:
         self._threads -= 1
         if self._threads:  # the one that each connection may have is not counted there
-            self.server.stream_threads.release()
+            self._spare.release()
         self._fewer.notify_all()
 
     def _work(self) -> None:

@@ -148,7 +148,7 @@ class Stream:
             log.info("answered %d to %s: %s", error.status, self.peer.address, error)
             reply = Answer.refusal(error)
         if isinstance(reply, Answer):
-            self._answer(reply, request.line.is_head)
+            self._answer(reply, request.line.is_head, request.line.method)
         else:
             self._relay(request, reply)
 
@@ -209,8 +209,9 @@ class Stream:
         if upload:
             upload.finish(_LINGER)
 
-    def _answer(self, answer: Answer, is_head: bool) -> None:
+    def _answer(self, answer: Answer, is_head: bool, method: bytes = b"") -> None:
         """The proxy's own answer."""
+        self.connection.server.counters.answered(method, answer.status)
         fields = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.head
         ]

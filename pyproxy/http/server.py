@@ -1,9 +1,11 @@
 """ProxyServer: a ThreadingHTTPServer whose threads accept for themselves (``Listener``)."""
 
+import socket
 import threading
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from pyproxy.balancing.counters import Counters
 from pyproxy.connections import Connections
 from pyproxy.http.access_log import AccessLog
 from pyproxy.http.handler import ProxyHandler
@@ -23,41 +25,48 @@ class ProxyServer(Listener, ThreadingHTTPServer):
 
     def __init__(
         self,
+        place: tuple[str, str, int],
+        sock: socket.socket,
+        *,
+        connections: Connections,
+        counters: Counters,
+        processor: int | None = None,
+    ) -> None:
+        """To be configured before it serves."""
+        self.counters = counters
+        self.buffers = Buffers()
+        super().__init__(place, sock, ProxyHandler, connections=connections, processor=processor)
+
+    def configure(
+        self,
         listen: Listen,
         service: Service,
         *,
-        connections: Connections,
         timeouts: Timeouts,
         limits: Limits,
         retry: Retry,
+        http2: Http2,
         trusted: tuple[Network, ...] = (),
-        access_log: AccessLog | None = None,
-        cpu_affinity: bool = False,
         tls: ServerTLS | None = None,
-        http2: Http2 | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
-        """Binds and listens. Raises ``ListenError``."""
+        """What the settings say of it, also while it serves: it counts from the next request, or
+        the next connection, on."""
+        self.place = listen.place
         self.service = service
         self.limits = limits
         self.retry = retry
         self.access_log = access_log
         self.tls = tls
-        self.http2 = http2 or Http2()
+        self.http2 = http2
         # Threads for streams, beyond the one that each HTTP/2 connection may always have.
         self.stream_threads = threading.Semaphore(self.http2.threads)
-        self.buffers = Buffers()
         self.proxy_protocol = listen.proxy_protocol
         self.trusted = trusted
         self._peers: dict[str, Peer] = {}
-        super().__init__(
-            listen.place,
-            ProxyHandler,
-            connections=connections,
-            timeouts=timeouts,
-            cpu_affinity=cpu_affinity,
-        )
         # The Host for an HTTP/1.0 request that names none.
         self.own_host = self.url.partition("://")[2].encode()
+        self.set_timeouts(timeouts)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         ProxyHandler(request, client_address, self)

@@ -144,6 +144,12 @@ class Upstreams(dict[Target, Upstream]):
         context = self._context if target.url.startswith("https:") else None
         return self.setdefault(target, Upstream(target, self._timeouts, context, keep=self._keep))
 
+    def close(self) -> None:
+        """Closes those that are idle, and from now on each that is given back."""
+        self._keep = False
+        for upstream in list(self.values()):
+            upstream.close_idle()
+
     def forget(self, target: Target) -> None:
         """Closes its idle connections."""
         if upstream := self.pop(target, None):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from pyproxy import net
-from pyproxy.balancing.policies import FunctionPolicy
 from pyproxy.balancing.policy import Targets
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import Target
@@ -35,13 +34,20 @@ class Connector:
     """Gets connections to one of a pool's targets. Called from many threads."""
 
     def __init__(
-        self, pool: TargetPool, *, attempts: int, queue: Queue, connect_timeout: float
+        self,
+        pool: TargetPool,
+        *,
+        attempts: int,
+        queue: Queue,
+        connect_timeout: float,
+        wishes: bool = False,
     ) -> None:
+        """``wishes``: the pool's policy is a user's function."""
         self.pool = pool
         self._attempts = attempts
         self._queue = queue
         self._timeout = connect_timeout
-        self._wishes = isinstance(pool.policy, FunctionPolicy)
+        self._wishes = wishes
 
     def connect(
         self, newcomer: Newcomer, check_client: Callable[[], None]
@@ -58,19 +64,19 @@ class Connector:
                 sock = self._attempt(target)
             except ConnectFailed as error:
                 pool.release(target)
-                pool.failed(target, str(error))
+                pool.failed(target, str(error), error.kind)
                 tried = (*tried, target)
                 if len(tried) >= self._attempts:
                     raise
+                pool.retried(target, error.kind)
                 continue
             except BaseException:
                 pool.release(target)
                 raise
             if target.fails:
                 pool.succeeded(target)
-            if pool.timed:
-                now = time.monotonic()
-                pool.answered(target, now - started, 200, now)
+            now = time.monotonic()
+            pool.answered(target, now - started, 0, now)
             return target, sock
 
     def _pick(self, newcomer: Newcomer, tried: Targets, check_client: Callable[[], None]) -> Target:

@@ -41,30 +41,34 @@ class TCPProxyServer(Listener, socketserver.ThreadingTCPServer):
 
     def __init__(
         self,
-        entries: Sequence[tuple[TCPEntry, Connector]],
+        place: tuple[str, str, int],
+        sock: socket.socket,
         *,
         connections: Connections,
+        processor: int | None = None,
+    ) -> None:
+        """To be configured before it serves."""
+        self.buffers = net.Buffers()
+        self.pipes = Pipes()
+        super().__init__(place, sock, TCPHandler, connections=connections, processor=processor)
+
+    def configure(
+        self,
+        entries: Sequence[tuple[TCPEntry, Connector]],
+        *,
         timeouts: Timeouts,
         trusted: tuple[Network, ...] = (),
-        cpu_affinity: bool = False,
         tls: ServerTLS | None = None,
     ) -> None:
-        """Binds and listens. ``entries`` have one address, and differ in the names that clients ask
-        for. Raises ``ListenError``."""
-        self.entry = entry = entries[0][0]
+        """What the settings say of it, also while it serves: it counts from the next connection on.
+        ``entries`` have one address, and differ in the names that clients ask for."""
+        self.entry = entries[0][0]
+        self.place = self.entry.place
         self.tls = tls
         self._by_name = {one.server_name: (one, connector) for one, connector in entries}
         self.named = any(self._by_name)
         self.trusted = trusted
-        self.buffers = net.Buffers()
-        self.pipes = Pipes()
-        super().__init__(
-            entry.place,
-            TCPHandler,
-            connections=connections,
-            timeouts=timeouts,
-            cpu_affinity=cpu_affinity,
-        )
+        self.set_timeouts(timeouts)
 
     def server_close(self) -> None:
         super().server_close()
@@ -102,7 +106,7 @@ class TCPHandler(socketserver.BaseRequestHandler):
     @property
     def idle_since(self) -> float:
         """At the limit a silent connection isn't ended for another: it may be in use."""
-        if self._relay and self.server.connections.draining:
+        if self._relay and self.server.closing:
             return self._relay.idle_since
         return self._silent_since
 

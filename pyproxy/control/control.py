@@ -1,0 +1,256 @@
+"""Control: the verbs of those who run a proxy. The admin API, the command line, the autoscaler and
+tests use the same ones; where there are several processes, ``workers.Supervisor`` has them too.
+
+    snapshot totals settings                what there is, and what it has done
+    add remove drain maintenance ready weight   a target, known by its id
+    reload                                  the settings, read again
+    explain                                 who would get a request
+
+A target's id is the same in every process and after each start.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pyproxy.balancing.counters import Totals
+from pyproxy.balancing.policy import Asked
+from pyproxy.balancing.pool import TargetPool
+from pyproxy.balancing.target import State, Target
+from pyproxy.control.described import Described
+from pyproxy.errors import AllBusy, ControlError, EmptyRing, ListenError, SettingsError
+from pyproxy.health.history import History
+from pyproxy.readers import Json, parts
+from pyproxy.sections import PoolSettings, TargetSettings
+from pyproxy.settings import Settings, plain
+
+BY_HAND = "by the operator"
+
+
+def target_id(pool: str, url: str) -> str:
+    return hashlib.blake2s(f"{pool} {url}".encode(), digest_size=6).hexdigest()
+
+
+class Managed(Protocol):
+    """A pool with what stands around it (``services.Backing``)."""
+
+    name: str
+    kind: str
+    pool: TargetPool
+    said: PoolSettings
+
+    def make(self, said: TargetSettings) -> Target: ...
+    def read(self, value: Json) -> TargetSettings: ...
+    def forget(self, target: Target) -> None: ...
+    def bound(self, request: Asked) -> Target | None:
+        """The target that the client's cookie names."""
+
+
+class Running(Protocol):
+    """A proxy (``app.Proxy``)."""
+
+    history: History
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def services(self) -> Sequence[Managed]: ...
+    @property
+    def urls(self) -> list[str]: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def accepted(self) -> int: ...
+    def totals(self) -> Totals: ...
+    def route(self, host: str, path: str) -> tuple[str, Managed | None]:
+        """What serves a request: its name, and its targets if it has some."""
+
+
+class Verbs(Protocol):
+    """What ``Control`` can do for one process, and ``Supervisor`` for several. Each may be called
+    from any thread; each raises ``ControlError``."""
+
+    def snapshot(self) -> dict[str, Any]: ...
+    def totals(self) -> Totals: ...
+    def settings(self) -> Json: ...
+    def add(self, target: Json, pool: str = "") -> str: ...
+    def remove(self, target: str) -> None: ...
+    def drain(self, target: str) -> None: ...
+    def maintenance(self, target: str) -> None: ...
+    def ready(self, target: str) -> None: ...
+    def weight(self, target: str, weight: int) -> None: ...
+    def reload(self) -> list[str]: ...
+    def explain(self, asked: Described) -> dict[str, Any]: ...
+
+
+class Control:
+    """The verbs for the proxy in this process."""
+
+    def __init__(self, proxy: Running, load: Callable[[], list[str]] | None = None) -> None:
+        """``load`` reads the settings again and applies them, and tells what has changed."""
+        self._proxy = proxy
+        self._load = load
+        self._started = time.time()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is there now, in JSON's terms; ``status.Status`` adds what has been counted."""
+        proxy = self._proxy
+        return {
+            "urls": proxy.urls,
+            "connections": {"open": proxy.connections, "accepted": proxy.accepted},
+            "pools": [self._pool(one) for one in proxy.services],
+            "events": [
+                {
+                    "at": one.at,
+                    "pool": one.pool,
+                    "target": one.url,
+                    "what": one.what,
+                    "reason": one.reason,
+                }
+                for one in proxy.history()
+            ],
+        }
+
+    def totals(self) -> Totals:
+        """What has been counted since the start (``balancing.counters``)."""
+        return self._proxy.totals()
+
+    def settings(self) -> Json:
+        """Those in effect, as ``appsettings.json`` would say them; secrets are hidden."""
+        return plain(self._proxy.settings)
+
+    def _pool(self, said: Managed) -> dict[str, Any]:
+        return {
+            "name": said.name,
+            "kind": said.kind,
+            "policy": said.said.policy.name,
+            "waiting": said.pool.waiting(),
+            "targets": [self._target(said.name, one) for one in said.pool.targets],
+        }
+
+    def _target(self, pool: str, target: Target) -> dict[str, Any]:
+        last = self._proxy.history.last(target)
+        return {
+            "id": target_id(pool, target.url),
+            "url": target.url,
+            "pool": pool,
+            "state": str(target.state),
+            "reason": last.reason if last else "",
+            "since": last.at if last else self._started,
+            "weight": target.weight,
+            "backup": target.backup,
+            "max_connections": target.max_connections,
+            "in_flight": target.in_flight,
+        }
+
+    def _find(self, wanted: str) -> tuple[Managed, Target]:
+        for service in self._proxy.services:
+            for target in service.pool.targets:
+                if target_id(service.name, target.url) == wanted:
+                    return service, target
+        raise ControlError(404, f'no target has the id "{wanted}"')
+
+    def add(self, target: Json, pool: str = "") -> str:
+        """A target as the settings say one, to the pool with this name (without one: the first).
+        Its id."""
+        services = self._proxy.services
+        named = [one for one in services if one.name == pool] if pool else services[:1]
+        if not named:
+            raise ControlError(404, f'no pool is called "{pool}"')
+        service = named[0]
+        try:
+            said = service.read(target)
+            if said.dns:
+                raise ValueError("a dns:// target is for the settings: add what is behind it")
+        except ValueError as error:
+            told = "; ".join(f"target{path}: {text}" for path, text in parts(error))
+            raise ControlError(422, told) from None
+        made = service.make(said)
+        if any(one.url == made.url for one in service.pool.targets):
+            raise ControlError(409, f"{made.url} is in the pool {service.name} already")
+        service.pool.add(made, BY_HAND, time.monotonic())
+        return target_id(service.name, made.url)
+
+    def remove(self, target: str) -> None:
+        """What it has under way is finished."""
+        service, found = self._find(target)
+        service.pool.remove(found, BY_HAND)
+        service.forget(found)
+
+    def drain(self, target: str) -> None:
+        """It finishes what it has, and serves only clients bound to it by their cookie."""
+        self._want(target, State.DRAINING)
+
+    def maintenance(self, target: str) -> None:
+        """It serves nobody, and isn't probed; what it has under way is finished."""
+        self._want(target, State.MAINTENANCE)
+
+    def ready(self, target: str) -> None:
+        """It serves again, unless it is evicted: then when a probe finds it well."""
+        self._want(target, State.LIVE)
+
+    def _want(self, target: str, state: State) -> None:
+        service, found = self._find(target)
+        service.pool.want(found, state, BY_HAND, time.monotonic())
+
+    def weight(self, target: str, weight: int) -> None:
+        """1 to 256."""
+        service, found = self._find(target)
+        try:
+            said = service.read({"url": found.url, "weight": weight})
+        except ValueError as error:
+            raise ControlError(422, "; ".join(text for _, text in parts(error))) from None
+        service.pool.change(found, BY_HAND, weight=said.weight)
+
+    def reload(self) -> list[str]:
+        """Reads the settings again and applies what differs; what that is. Bad ones change
+        nothing: raises ``ControlError`` 422."""
+        if self._load is None:
+            raise ControlError(409, "these settings come from no file")
+        try:
+            return self._load()
+        except (SettingsError, ListenError) as error:
+            raise ControlError(422, str(error)) from None
+
+    def explain(self, asked: Described) -> dict[str, Any]:
+        """Which target a request would get now, and why not the others."""
+        route, service = self._proxy.route(asked.host, asked.path)
+        found: dict[str, Any] = {"route": route, "target": None, "others": []}
+        if service is None:
+            return found
+        pool, bound, why = service.pool, service.bound(asked), ""
+        try:
+            target = pool.peek(asked, time.monotonic())
+            if bound and bound is not target and not bound.full and pool.may_serve(bound):
+                target, why = bound, "the client is bound to it by its cookie"
+            policy = service.said.policy.name
+            found["target"] = {
+                "id": target_id(service.name, target.url),
+                "url": target.url,
+                "reason": why or f"the choice of {policy}",
+            }
+        except (EmptyRing, AllBusy) as error:
+            target = None
+            found["reason"] = str(error)
+        found["pool"] = service.name
+        found["others"] = [
+            {
+                "id": target_id(service.name, one.url),
+                "url": one.url,
+                "reason": self._why_not(pool, one),
+            }
+            for one in pool.targets
+            if one is not target
+        ]
+        return found
+
+    def _why_not(self, pool: TargetPool, target: Target) -> str:
+        if target.state is not State.LIVE:
+            last = self._proxy.history.last(target)
+            return f"{target.state}: {last.reason}" if last else str(target.state)
+        if target.full:
+            return f"full: {target.in_flight} requests under way"
+        if target.backup and any(not one.backup for one in pool.live):
+            return "a backup, and ordinary targets are live"
+        return "live: the policy chose another"

@@ -1,0 +1,150 @@
+"""The verbs of those who run a proxy, and what they see."""
+
+from typing import Any
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.control.control import Control
+from pyproxy.control.described import Described
+from pyproxy.control.status import Status
+from pyproxy.errors import ControlError
+from tests.support import eventually, get, lettered, letters
+
+
+def targets_of(control: Control, pool: int = 0) -> dict[str, dict[str, Any]]:
+    found = Status(control)()
+    return {one["url"]: one for one in found["pools"][pool]["targets"]}
+
+
+def id_of(control: Control, url: str) -> str:
+    found: str = targets_of(control)[url]["id"]
+    return found
+
+
+def bodies(url: str, count: int) -> str:
+    return b"".join(get(url).body for _ in range(count)).decode()
+
+
+def test_a_target_is_added_drained_put_back_and_removed() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url]) as proxy:
+        control = Control(proxy)
+        known = control.add(b.url)
+        assert known == id_of(control, b.url)
+        assert sorted(bodies(proxy.url, 4)) == [*"aabb"]
+        control.drain(known)
+        assert bodies(proxy.url, 4) == "aaaa"
+        assert targets_of(control)[b.url]["state"] == "draining"
+        assert targets_of(control)[b.url]["reason"] == "by the operator"
+        control.maintenance(known)
+        assert targets_of(control)[b.url]["state"] == "maintenance"
+        control.ready(known)
+        assert sorted(bodies(proxy.url, 4)) == [*"aabb"]
+        control.remove(known)
+        assert bodies(proxy.url, 4) == "aaaa"
+        assert [one["what"] for one in control.snapshot()["events"]] == [
+            *("added", "draining", "maintenance", "put back", "removed"),
+        ]
+
+
+def test_a_weight_counts_from_the_next_request_on() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url, b.url]) as proxy:
+        control = Control(proxy)
+        control.weight(id_of(control, a.url), 3)
+        assert sorted(bodies(proxy.url, 8)) == [*"aaaaaabb"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "status", "said"),
+    [
+        ("drain", ("nobody",), 404, 'no target has the id "nobody"'),
+        ("add", ("ftp://a",), 422, "target: expected "),
+        ("add", ({"url": "http://a", "wieght": 2},), 422, 'did you mean "weight"?'),
+        ("add", ("dns://a:1",), 422, "a dns:// target is for the settings"),
+        ("add", ("http://a", "nowhere"), 404, 'no pool is called "nowhere"'),
+        ("reload", (), 409, "these settings come from no file"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    verb: str, arguments: tuple[Any, ...], status: int, said: str
+) -> None:
+    with Proxy(targets=["http://127.0.0.1:1"]) as proxy:
+        with pytest.raises(ControlError) as told:
+            getattr(Control(proxy), verb)(*arguments)
+        assert told.value.status == status
+        assert said in str(told.value)
+
+
+def test_a_target_is_not_added_twice_and_has_a_weight_from_1_to_256() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url]) as proxy:
+        control = Control(proxy)
+        with pytest.raises(ControlError, match="is in the pool default already"):
+            control.add(a.url)
+        with pytest.raises(ControlError, match="from 1 to 256"):
+            control.weight(id_of(control, a.url), 257)
+
+
+def test_what_has_happened_is_counted() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url, b.url], sleeping=60) as proxy:
+        control = Control(proxy)
+        status = Status(control)
+        bodies(proxy.url, 6)
+        a.stop()
+        assert bodies(proxy.url, 2) == "bb"
+        assert get(proxy.url, "/", "Content-Length: x").status == 400
+        found = status()
+        first, second = found["pools"][0]["targets"]
+        assert (first["requests"], second["requests"]) == (3, 5)
+        assert (first["failures_by_reason"], first["evictions"], first["retries"]) == (
+            *({"connect": 1}, 1, 1),
+        )
+        assert (first["state"], first["reason"]) == ("evicted", "connect: connection refused")
+        assert second["statuses"] == {"200": 5}
+        assert (first["error_rate"], second["error_rate"]) == (0.25, 0.0)
+        times = second["response_time"]
+        assert 0 < times["p50"] <= times["p99"] < 1
+        assert times["average"] > 0
+        assert found["requests"] == 9
+        assert found["own_answers"] == {"400": 1}
+        assert found["connections"]["accepted"] == 9
+
+
+def test_what_is_under_way_is_seen() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url]) as proxy:
+        control = Control(proxy)
+        get(proxy.url)
+        eventually(lambda: targets_of(control)[a.url]["in_flight"] == 0)
+
+
+def test_it_explains_who_would_get_a_request_and_leaves_no_trace() -> None:
+    with letters("abz") as [a, b, z]:
+        targets = [a.url, {"url": z.url, "backup": True}, b.url]
+        with Proxy(targets=targets, policy="weighted_round_robin") as proxy:
+            control = Control(proxy)
+            control.drain(id_of(control, b.url))
+            for _ in range(3):
+                found = control.explain(Described(uri="/x"))
+                assert found["pool"] == "default"
+                assert found["target"]["url"] == a.url
+                assert found["target"]["reason"] == "the choice of weighted_round_robin"
+                assert {one["url"]: one["reason"] for one in found["others"]} == {
+                    z.url: "a backup, and ordinary targets are live",
+                    b.url: "draining: by the operator",
+                }
+            assert bodies(proxy.url, 2) == "aa"
+
+
+def test_it_explains_what_keys_and_cookies_do() -> None:
+    with letters("abc") as targets:
+        proxy = Proxy(
+            targets=[one.url for one in targets],
+            policy={"name": "consistent_hash", "key": "header:X-User"},
+            routes=[{"path": "/sticky", "sticky": {"cookie": "S"}, "targets": [9]}],
+        )
+        with proxy:
+            control = Control(proxy)
+            for user in map(str, range(10)):
+                told = control.explain(Described(fields={"x-user": user}))["target"]["url"]
+                served = get(proxy.url, "/", f"X-User: {user}").body.decode()
+                assert targets["abc".index(served)].url == told
+            assert control.explain(Described(uri="/sticky/x"))["route"] == "/sticky"
