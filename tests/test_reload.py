@@ -1,0 +1,245 @@
+"""Other settings while it serves: what is the same stays as it is, what is gone drains."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.balancing.target import State
+from pyproxy.errors import ListenError, SettingsError
+from pyproxy.settings import Settings, parse
+from tests.support import (
+    Gate,
+    RawTarget,
+    Wire,
+    client,
+    eventually,
+    get,
+    lettered,
+    letters,
+)
+
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def said(**keywords: Any) -> Settings:
+    return parse({"listen": "http://127.0.0.1:0", **keywords})
+
+
+def bodies(url: str, count: int) -> str:
+    return b"".join(get(url).body for _ in range(count)).decode()
+
+
+def test_targets_come_and_go_and_the_others_stay_as_they_are() -> None:
+    with letters("abc") as [a, b, c], Proxy(targets=[a.url, b.url]) as proxy:
+        assert bodies(proxy.url, 4) == "abab"
+        kept = proxy.pool.targets[1]
+        proxy.pool.want(kept, State.DRAINING, "by the test")
+        proxy.reload(said(targets=[b.url, {"url": c.url, "weight": 2}]))
+        assert proxy.pool.targets[0] is kept, "in the new order"
+        assert kept.state is State.DRAINING
+        assert bodies(proxy.url, 3) == "ccc"
+        proxy.pool.want(kept, State.LIVE, "by the test")
+        assert sorted(bodies(proxy.url, 6)) == [*"bbcccc"]
+        assert b.connections == 1, "the connection to it was kept"
+        proxy.reload(said(targets=[b.url, c.url]))
+        assert sorted(bodies(proxy.url, 4)) == [*"bbcc"]
+        assert (b.connections, c.connections) == (1, 1)
+
+
+def test_what_an_operator_did_stays_unless_the_settings_say_another_thing() -> None:
+    with letters("abc") as [a, b, c], Proxy(targets=[a.url, b.url]) as proxy:
+        service = proxy.services[0]
+        proxy.pool.add(service.make(service.read(c.url)), "by the test")
+        proxy.pool.remove(proxy.pool.targets[0], "by the test")
+        proxy.reload(said(targets=[a.url, b.url], sleeping=5))
+        assert sorted(bodies(proxy.url, 4)) == [*"bbcc"]
+        proxy.reload(said(targets=[b.url]))
+        assert sorted(bodies(proxy.url, 4)) == [*"bbcc"]
+
+
+def test_what_is_under_way_is_finished_where_it_began() -> None:
+    gate = Gate(b"old")
+    with (
+        RawTarget(gate) as old,
+        lettered("n") as new,
+        Proxy(targets=[old.url]) as proxy,
+        client(proxy.url) as wire,
+    ):
+        wire.send(GET)
+        gate.arrived.get(timeout=10)
+        proxy.reload(said(targets=[new.url], timeouts={"read": 7}, retry={"attempts": 2}))
+        assert bodies(proxy.url, 2) == "nn"
+        gate.open.set()
+        assert wire.read_message().body == b"old"
+        wire.send(GET)
+        assert wire.read_message().body == b"n", "the client's connection lives on"
+
+
+def test_policies_limits_and_texts_change() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url, b.url]) as proxy:
+        targets = [a.url, b.url]
+        proxy.reload(said(targets=targets, policy="first", limits={"headers": 3}))
+        assert bodies(proxy.url, 3) == "aaa"
+        assert get(proxy.url, "/", "A: 1", "B: 2", "C: 3").status == 431
+        proxy.reload(said(targets=targets, unavailable={"status": 599, "body": "gone"}))
+        a.stop()
+        b.stop()
+        answer = get(proxy.url)
+        assert (answer.status, answer.body) == (599, b"gone")
+
+
+def test_a_new_check_begins_at_once() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url, b.url]) as proxy:
+        targets = [a.url, b.url]
+        proxy.reload(said(targets=targets, health={"interval": 0.05, "status": [204], "fall": 1}))
+        eventually(lambda: not proxy.pool.live)
+        proxy.reload(said(targets=targets, sleeping=0.05))
+        eventually(lambda: len(proxy.pool.live) == 2)
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+def test_listeners_open_and_drain(kind: str) -> None:
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        first = {"listen": 0, "targets": [target.url]}
+        entry = {"listen": "127.0.0.1:0", "targets": [target.url.replace("http", "tcp")]}
+        second: dict[str, Any] = (
+            {**first, "listen": [0, 0]} if kind == "http" else {**first, "tcp": [entry]}
+        )
+        with Proxy(parse(first)) as proxy:
+            before = proxy.url
+            proxy.reload(parse(second))
+            assert proxy.urls[0] == before
+            url = proxy.urls[1].replace("tcp:", "http:")
+            with client(url) as wire:
+                wire.send(GET)
+                gate.arrived.get(timeout=10)
+                proxy.reload(parse(first))
+                assert proxy.urls == [before]
+                eventually(lambda: refused(url))
+                gate.open.set()
+                assert wire.read_message().body == b"x", "what was under way is finished"
+            assert get(before).body == b"x"
+
+
+def refused(url: str) -> bool:
+    try:
+        client(url).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_one_address_may_change_from_http_to_tcp() -> None:
+    with lettered("a") as a, free_port() as port:
+        address = f"127.0.0.1:{port}"
+        with Proxy(parse({"listen": f"http://{address}", "targets": [a.url]})) as proxy:
+            assert get(proxy.url).get("Via") is None
+            entry = {"listen": address, "targets": [a.url.replace("http", "tcp")]}
+            proxy.reload(parse({"tcp": [entry]}))
+            assert proxy.urls == [f"tcp://{address}"]
+            eventually(lambda: get(f"http://{address}").body == b"a")
+
+
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    yield port
+
+
+def test_what_is_bad_changes_nothing(tmp_path: Path) -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url]) as proxy:
+        with pytest.raises(ListenError, match="another program listens there"):
+            proxy.reload(said(targets=[b.url], listen=["http://127.0.0.1:0", b.url]))
+        with pytest.raises(SettingsError, match="tls: "):
+            proxy.reload(
+                said(
+                    targets=[b.url],
+                    listen="https://127.0.0.1:0",
+                    tls={"certificate": str(tmp_path / "none.pem")},
+                )
+            )
+        with pytest.raises(ListenError, match="access_log"):
+            proxy.reload(said(targets=[b.url], access_log=str(tmp_path / "no" / "log")))
+        assert bodies(proxy.url, 2) == "aa"
+        assert len(proxy.urls) == 1
+
+
+def test_the_access_log_moves(tmp_path: Path) -> None:
+    with lettered("a") as a, Proxy(targets=[a.url], access_log=str(tmp_path / "1")) as proxy:
+        get(proxy.url, "/one")
+        proxy.reload(said(targets=[a.url], access_log=str(tmp_path / "2")))
+        get(proxy.url, "/two")
+        proxy.reload(said(targets=[a.url]))
+        get(proxy.url, "/three")
+        assert "/one" in (tmp_path / "1").read_text()
+        assert "/two" in (tmp_path / "2").read_text()
+
+
+def test_tunnels_live_on() -> None:
+    def echo(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+        while data := wire.sock.recv(100):
+            wire.send(data)
+
+    ask = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    with (
+        RawTarget(echo) as target,
+        lettered("n") as new,
+        Proxy(targets=[target.url]) as proxy,
+        client(proxy.url) as wire,
+    ):
+        wire.send(ask)
+        wire.read_until(b"\r\n\r\n")
+        proxy.reload(said(targets=[new.url]))
+        wire.send(b"hello")
+        assert wire.read_exactly(5) == b"hello"
+
+
+def test_routes_change() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url]) as proxy:
+        proxy.reload(said(targets=[a.url], routes=[{"path": "/b", "targets": [b.url]}]))
+        kept = proxy.pools[0]
+        assert get(proxy.url, "/b/c").body == b"b"
+        proxy.reload(said(targets=[a.url], routes=[{"path": "/c", "targets": [b.url]}]))
+        assert (get(proxy.url, "/b").body, get(proxy.url, "/c").body) == (b"a", b"b")
+        assert proxy.pools[0] is kept
+
+
+def test_no_request_fails_while_it_reloads_fifty_times() -> None:
+    with letters("abc") as [a, b, c], Proxy(targets=[a.url, b.url]) as proxy:
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def load() -> None:
+            while not over.is_set():
+                with client(proxy.url) as wire:
+                    for _ in range(20):
+                        wire.send(GET)
+                        statuses.append(wire.read_message().status)
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        choices: list[dict[str, Any]] = [
+            {"targets": [a.url, b.url]},
+            {"targets": [b.url, c.url], "policy": "least_connections"},
+            {"targets": [c.url, a.url], "timeouts": {"read": 5}, "sticky": {"cookie": "S"}},
+            {"targets": [a.url], "routes": [{"path": "/", "targets": [b.url]}]},
+            {"targets": [a.url], "listen": [0, 0], "health": {"interval": 0.1}},
+        ]
+        for at in range(50):
+            proxy.reload(parse({"listen": 0, **choices[at % len(choices)]}))
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert len(statuses) > 50
+        assert set(statuses) == {200}
