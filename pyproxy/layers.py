@@ -53,15 +53,9 @@ def stack(
     layers.sources[""] = str(file or FILE)
     if file:
         layers.add(_read_file(file), str(file))
-    if name := environment.get(PREFIX + "ENVIRONMENT"):
-        if not re.fullmatch(r"[\w.-]{1,100}", name):
-            raise SettingsError(
-                [f"environment variable {PREFIX}ENVIRONMENT: expected a name like Production"]
-            )
-        below = file or Path(FILE)
-        overlay = below.with_name(f"{below.stem}.{name}{below.suffix}")
-        if overlay.exists():
-            layers.add(_read_file(overlay), str(overlay))
+    over = overlay(file or Path(FILE), environment)
+    if over and over.exists():
+        layers.add(_read_file(over), str(over))
     for variable, value in sorted(environment.items()):
         if variable.upper().startswith(PREFIX) and not _not_ours(variable.upper()):
             keys = variable[len(PREFIX) :].lower().split("__")
@@ -69,6 +63,19 @@ def stack(
     for dotted, value in command_line.items():
         layers.add(_nested(dotted.split("."), value, sections), "command line")
     return layers
+
+
+def overlay(file: Path, environment: Mapping[str, str]) -> Path | None:
+    """The file that may stand over ``file``, if an environment is named. Raises
+    ``SettingsError``."""
+    name = environment.get(PREFIX + "ENVIRONMENT")
+    if not name:
+        return None
+    if not re.fullmatch(r"[\w.-]{1,100}", name):
+        raise SettingsError(
+            [f"environment variable {PREFIX}ENVIRONMENT: expected a name like Production"]
+        )
+    return file.with_name(f"{file.stem}.{name}{file.suffix}")
 
 
 def _not_ours(variable: str) -> bool:

@@ -263,6 +263,15 @@ class Settings(PoolSettings):
         """Whether some address speaks TLS itself."""
         return any(one.secure for one in self.listen) or any(one.tls for one in self.tcp)
 
+    @property
+    def certificate_files(self) -> list[Path]:
+        """All the files of certificates, keys and authorities that are named."""
+        names = [self.tls.client_ca, *(name for pair in self.tls.pairs for name in pair)]
+        for said in (self, *self.routes):
+            own = said.target_tls
+            names += [own.ca, own.certificate, own.key]
+        return [Path(name) for name in dict.fromkeys(names) if name]
+
 
 _POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}
 _KINDS: dict[str, Any] = {
@@ -372,6 +381,14 @@ def load(
         path = path or Path(FILE)
     environment = os.environ if environment is None else environment
     return _finish(layers.stack(path, environment, command_line or {}, _SECTIONS), missing)
+
+
+def files(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Path]:
+    """The files that ``load`` reads: the settings, and what may stand over them; whether or not
+    they exist. Raises ``SettingsError``."""
+    file = path or Path(FILE)
+    over = layers.overlay(file, os.environ if environment is None else environment)
+    return [file, over] if over else [file]
 
 
 def _shown(value: Any, field: "dataclasses.Field[Any]") -> Json:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 
 # From the ground up. Those on one floor don't import each other.
 FLOORS = (
-    ("errors", "readers"),
+    ("errors", "readers", "watching"),
     ("net", "options", "layers"),
     ("tls",),
     ("balancing",),

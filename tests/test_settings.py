@@ -18,7 +18,7 @@ from pyproxy.balancing.policies import POLICIES, PolicyChoice
 from pyproxy.errors import SettingsError
 from pyproxy.readers import Text
 from pyproxy.sections import Limits, Listen, Retry, TargetSettings, Timeouts, Unavailable
-from pyproxy.settings import Settings, load, options, parse, plain
+from pyproxy.settings import Settings, files, load, options, parse, plain
 
 SHIPPED = Path(__file__).parents[1] / "appsettings.json"
 
@@ -700,3 +700,27 @@ def test_anything_is_read_or_refused_and_never_breaks(value: Any, as_text: bool)
     for _, option, _ in options():
         with contextlib.suppress(ValueError):
             option.read(Text(json.dumps(value)) if as_text else value)
+
+
+# Which files
+
+
+def test_the_files_are_told_whether_or_not_they_exist(tmp_path: Path) -> None:
+    assert files(None, {}) == [Path("appsettings.json")]
+    path = tmp_path / "own.json"
+    found = files(path, {"PYPROXY_ENVIRONMENT": "Production"})
+    assert found == [path, tmp_path / "own.Production.json"]
+
+
+def test_the_files_of_certificates_are_told_once_each() -> None:
+    found = parse(
+        {
+            "listen": "https://127.0.0.1:0",
+            "targets": [8001],
+            "tls": {"certificate": "a.pem", "certificates": [{"certificate": "b", "key": "k"}]},
+            "target_tls": {"ca": "ca.pem"},
+            "routes": [{"path": "/a/", "targets": [8002], "target_tls": {"certificate": "c"}}],
+        }
+    )
+    names = [str(path) for path in found.certificate_files]
+    assert names == ["a.pem", "b", "k", "ca.pem", "c"]
