@@ -8,6 +8,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyproxy import __version__, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import ListenError, PyproxyError, SettingsError
 from pyproxy.sections import PoolSettings
+from pyproxy.watching import Watcher
 
 try:
     import resource
@@ -198,11 +200,37 @@ def _raise_file_limit(connections: int) -> None:
 
 @main.command()
 @setting_options
-def check(config: Path | None, **given: str | None) -> None:
+@click.option("--watch", is_flag=True, help="Check again at every change of a file, until Ctrl-C.")
+def check(config: Path | None, watch: bool, **given: str | None) -> None:
     """Check the settings, and print those that are in effect."""
-    chosen = load_settings(config, given)
+    if watch:
+        _check_again_and_again(config, given)
+    else:
+        _print_checked(load_settings(config, given))
+
+
+def _print_checked(chosen: settings.Settings) -> None:
     build(chosen)  # certificates are read, too
     click.echo(json.dumps(settings.plain(chosen), indent=2, ensure_ascii=False))
+
+
+def _check_again_and_again(config: Path | None, given: dict[str, str | None]) -> None:
+    """At every change of the settings' files, and of the certificates that they name."""
+    try:
+        files = settings.files(config)
+    except SettingsError as error:
+        raise BadSettings(error) from None
+    watcher = Watcher(files)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            try:
+                chosen = load_settings(config, given)
+                watcher.watch([*files, *chosen.certificate_files])
+                _print_checked(chosen)
+            except BadSettings as error:
+                error.show()
+            click.echo(f"checked at {time.strftime('%X')}, until {files[0]} changes", err=True)
+            watcher.wait()
 
 
 @main.command()

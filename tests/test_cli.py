@@ -356,6 +356,40 @@ def test_check_prints_the_settings_in_effect(tmp_path: Path) -> None:
     assert told["unavailable"] == {"status": 503, "body": "All servers is off"}
 
 
+def test_check_watches_the_files_and_goes_on_after_mistakes(tmp_path: Path) -> None:
+    file, overlay = tmp_path / "appsettings.json", tmp_path / "appsettings.Dev.json"
+    file.write_text('{"targets": [8001], "sleeping": 1}')
+    with program("check", "--watch", cwd=tmp_path, env={"PYPROXY_ENVIRONMENT": "Dev"}) as watching:
+        watching.wait_for(r'"sleeping": 1\b')
+        watching.wait_for("checked at .* until appsettings.json changes")
+        file.write_text('{"targets": [8001], "sleepin": 2}')
+        watching.wait_for("appsettings.json: sleepin: unknown setting")
+        file.write_text('{"targets": [8001], "sleeping": 3}')
+        watching.wait_for(r'"sleeping": 3\b')
+        overlay.write_text('{"sleeping": 4}')
+        watching.wait_for(r'"sleeping": 4\b')
+        assert watching.stop(signal.SIGINT) == 0
+
+
+def test_check_watches_the_certificates_that_are_named(tmp_path: Path) -> None:
+    (tmp_path / "appsettings.json").write_text(
+        '{"listen": "https://127.0.0.1:0", "targets": [8001], "tls": {"certificate": "both.pem"}}'
+    )
+    with program("check", "--watch", cwd=tmp_path) as watching:
+        watching.wait_for("both.pem: no such file")
+        (tmp_path / "both.pem").write_text("nothing")
+        watching.wait_for("both.pem: (?!no such file)")
+        assert watching.stop(signal.SIGINT) == 0
+
+
+def test_check_watches_nothing_when_no_file_can_be_named() -> None:
+    done = run("check", "--watch", env={"PYPROXY_ENVIRONMENT": "../x"})
+    assert (
+        refusal(done, 2)
+        == "environment variable PYPROXY_ENVIRONMENT: expected a name like Production"
+    )
+
+
 def test_check_tells_all_problems(tmp_path: Path) -> None:
     (tmp_path / "appsettings.json").write_text('{"targets": [], "sleeping": 0, "limit": {}}')
     done = run("check", "--max-fails", "0", cwd=tmp_path, env={"PYPROXY_POLICY": "none"})
