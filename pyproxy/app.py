@@ -358,6 +358,11 @@ class Proxy:
         thread.start()
         self._threads.append(thread)
 
+    def reopen_logs(self) -> None:
+        """Opens the access log's file anew, for logrotate. From any thread, or a signal handler."""
+        if self._access_log:
+            self._access_log.reopen()
+
     def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds
         (``timeouts.drain``), and ends every thread. If the sockets are ``handed_over``, they and
@@ -395,10 +400,11 @@ class Proxy:
 
 
 def _open_access_log(settings: Settings) -> AccessLog | None:
-    if settings.access_log is None:
+    wanted = settings.access_log
+    if wanted is None:
         return None
     try:
-        return AccessLog(settings.access_log)
+        return AccessLog(wanted.path, wanted.format)
     except OSError as error:
         said = (error.strerror or str(error)).lower()
-        raise ListenError(f"access_log: {settings.access_log}: {said}") from None
+        raise ListenError(f"access_log: {wanted.path}: {said}") from None

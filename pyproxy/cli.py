@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from pyproxy import __version__, settings
+from pyproxy import __version__, logs, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import ListenError, PyproxyError, SettingsError
 from pyproxy.sections import PoolSettings
@@ -108,33 +108,38 @@ def build(chosen: settings.Settings) -> Proxy:
 
 
 def serve(chosen: settings.Settings) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    # An answer to one request is the access log's business.
-    for name in ("handler", "http2", "http2_stream"):
-        logging.getLogger(f"pyproxy.http.{name}").setLevel(logging.WARNING)
+    logs.configure(chosen.log)
     _raise_file_limit(chosen.limits.connections)
     signals = catch_signals()
     proxy = build(chosen)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: proxy.reopen_logs())
     try:
         with not_for_threads():
             proxy.start()
     except ListenError as error:
         raise Refused(error) from None
-    click.echo(
+    _tell(
+        chosen,
         f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {_served(chosen)}",
-        err=True,
     )
     for route in chosen.routes:
         at = f"{route.host or '*'}{route.path}"
-        click.echo(f"  {at}: {route.redirect or route.files or _served(route)}", err=True)
+        _tell(chosen, f"  {at}: {route.redirect or route.files or _served(route)}")
     for entry in chosen.tcp:
-        click.echo(f"  {entry.listen}: {_served(entry)}", err=True)
+        _tell(chosen, f"  {entry.listen}: {_served(entry)}")
     signals.get()
-    click.echo("stopping: requests under way are finished (once more ends at once)", err=True)
+    _tell(chosen, "stopping: requests under way are finished (once more ends at once)")
     _in_background(_end_at_once, signals)
     proxy.stop()
+
+
+def _tell(chosen: settings.Settings, text: str) -> None:
+    """To whom looks at the terminal; or, where each line is to be JSON, to the log."""
+    if chosen.log.format == "json":
+        logging.getLogger("pyproxy").info(text.strip())
+    else:
+        click.echo(text, err=True)
 
 
 def _served(said: PoolSettings) -> str:
@@ -161,7 +166,8 @@ def not_for_threads() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows has no such choice
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    ours = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyproxy.access_format import compiled
 from pyproxy.balancing.policies import PolicyChoice, policy
 from pyproxy.options import REQUIRED, option, read_object, section
 from pyproxy.readers import (
@@ -361,6 +362,41 @@ class Http2:
 class Unavailable:
     status: int = option(503, "the status when no target is left", whole(400, 599))
     body: str = option("All servers is off", "the body when no target is left", text)
+
+
+def _format(value: Json) -> str:
+    found = text(value)
+    compiled(found)
+    return found
+
+
+@dataclass(frozen=True)
+class AccessLogSettings:
+    """Where a line a request goes; a text stands for an object with that ``path``."""
+
+    path: str = option(REQUIRED, 'a file, or "-" for standard output', text)
+    format: str = option(
+        "combined", '"combined", "json", or a text with fields, like "{client} {uri}"', _format
+    )
+
+
+def read_access_log(value: Json) -> AccessLogSettings:
+    found = literal(value)
+    if isinstance(found, dict):
+        return read_object(AccessLogSettings, found)
+    return AccessLogSettings(text(value))
+
+
+@dataclass(frozen=True)
+class Log:
+    format: str = option(
+        "text",
+        'of the program\'s own lines, on standard error: "text", or "json" for an object a line',
+        one_of("text", "json"),
+    )
+    level: str = option(
+        "info", "the least that is logged", one_of("debug", "info", "warning", "error")
+    )
 
 
 def read_path(value: Json) -> str:

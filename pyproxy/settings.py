@@ -36,13 +36,16 @@ from pyproxy.readers import (
 )
 from pyproxy.sections import (
     TLS,
+    AccessLogSettings,
     Http2,
     Limits,
     Listen,
+    Log,
     PoolSettings,
     TargetSettings,
     TargetTimeouts,
     Timeouts,
+    read_access_log,
     read_host,
     read_listen,
     read_path,
@@ -254,9 +257,12 @@ class Settings(PoolSettings):
     cpu_affinity: bool = option(
         True, "serve on one processor: faster, since the interpreter uses only one", boolean
     )
-    access_log: str | None = option(
-        None, 'a file for a line a request, "-" for standard output, null for none', optional(text)
+    access_log: AccessLogSettings | None = option(
+        None,
+        'a file for a line a request, "-" for standard output, an object, or null for none',
+        optional(read_access_log),
     )
+    log: Log = section(Log)
 
     @property
     def needs_tls(self) -> bool:
@@ -413,6 +419,8 @@ def plain(value: Any) -> Json:
     """Settings, or a part of them, as ``appsettings.json`` would say them."""
     if isinstance(value, Listen) and value == Listen(value.url):
         return value.url
+    if isinstance(value, AccessLogSettings) and value == AccessLogSettings(value.path):
+        return value.path
     if isinstance(value, TCPEntry):
         return _plain_entry(value)
     if isinstance(value, PolicyChoice):

@@ -1,6 +1,7 @@
 """The access log: a line a request, that no client can break or forge."""
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -17,9 +18,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from pyproxy import Proxy
+from pyproxy import Proxy, access_format
+from pyproxy.access_format import escape
 from pyproxy.errors import ListenError
-from pyproxy.http.access_log import AccessLog, escape
+from pyproxy.http.access_log import AccessLog
 from tests.programs import program
 from tests.support import (
     DEADLINE,
@@ -504,7 +506,7 @@ def test_many_lines_do_not_wait_for_the_second(tmp_path: Path) -> None:
     began = time.monotonic()
     for batch in range(1, 11):
         for _ in range(1000):
-            log.write("10.0.0.1", b"GET / HTTP/1.1", 200, 1)
+            log.write(access_format.Entry("10.0.0.1", b"GET / HTTP/1.1", 200, 1))
         wait_for(path, 1000 * batch)
     assert time.monotonic() - began < 5  # 10 if each batch waited
     log.close()
@@ -516,7 +518,7 @@ def test_all_lines_are_there_in_the_end_each_whole(tmp_path: Path) -> None:
 
     def write(writer: int) -> None:
         for at in range(1500):
-            log.write(f"10.0.0.{writer}", b"GET /%d HTTP/1.1" % at, 200, at)
+            log.write(access_format.Entry(f"10.0.0.{writer}", b"GET /%d HTTP/1.1" % at, 200, at))
 
     writers = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
     for thread in writers:
@@ -537,9 +539,9 @@ def test_lines_that_came_while_others_were_written_are_there_in_the_end(tmp_path
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = AccessLog(str(path))
     for _ in range(2000):  # more than a pipe holds: the writing thread waits for the reader
-        log.write("10.0.0.1", b"GET / HTTP/1.1", 200, 1)
+        log.write(access_format.Entry("10.0.0.1", b"GET / HTTP/1.1", 200, 1))
     eventually(lambda: select.select([reader], [], [], 0)[0])
-    log.write("10.0.0.2", b"GET /last HTTP/1.1", 200, 1)
+    log.write(access_format.Entry("10.0.0.2", b"GET /last HTTP/1.1", 200, 1))
     closing = threading.Thread(target=log.close)
     closing.start()
     time.sleep(0.1)  # nothing tells that closing has begun
@@ -600,3 +602,159 @@ def test_a_file_that_another_took_the_place_of_is_opened_again(
         get(log.url, "/2")
         assert log.entry()["line"] == "GET /2 HTTP/1.1"
     assert [entry["line"] for entry in read(moved)] == ["GET /1 HTTP/1.1"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1 here")
+def test_sigusr1_opens_the_file_anew_and_nothing_is_lost(tmp_path: Path) -> None:
+    path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+    with (
+        letters("a") as [target],
+        program("--listen", "0", "--targets", target.url, "--access-log", str(path)) as proxy,
+    ):
+        get(proxy.url, "/1")
+        wait_for(path, 1)
+        path.rename(moved)
+        proxy.send(signal.SIGUSR1)
+        eventually(path.exists)  # without any further request
+        get(proxy.url, "/2")
+        assert proxy.stop() == 0
+    assert [entry["line"] for entry in read(moved)] == ["GET /1 HTTP/1.1"]
+    assert [entry["line"] for entry in read(path)] == ["GET /2 HTTP/1.1"]
+
+
+def test_a_log_that_has_ended_goes_on_when_it_is_reopened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "access.log"
+    log = AccessLog(str(path))
+    path.rename(tmp_path / "moved")
+    folder.rmdir()
+    log.reopen()
+    eventually(lambda: "the access log ends" in caplog.text)
+    log.write(access_format.Entry("10.0.0.1", b"GET /lost HTTP/1.1", 200, 1))
+    folder.mkdir()
+    log.reopen()
+    eventually(path.exists)
+    log.write(access_format.Entry("10.0.0.1", b"GET /kept HTTP/1.1", 200, 1))
+    log.close()
+    assert read(path)[-1]["line"] == "GET /kept HTTP/1.1"
+
+
+def test_reopening_from_many_threads_loses_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path))
+
+    def write() -> None:
+        for at in range(500):
+            log.write(access_format.Entry("10.0.0.1", b"GET / HTTP/1.1", 200, at))
+            log.reopen()
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    log.close()
+    assert len(read(path)) == 2000
+
+
+def test_a_proxy_without_a_log_has_nothing_to_reopen() -> None:
+    with Proxy(targets=[closed_port()]) as proxy:
+        proxy.reopen_logs()
+
+
+# Other formats
+
+ENTRY = access_format.Entry(
+    "10.0.0.1",
+    b"GET /a?b HTTP/1.1",
+    200,
+    13,
+    None,
+    b'a "b" \\ \xd0\xb4\xff',
+    "http://localhost:8001",
+    0.0021,
+    2,
+    b"id-1",
+)
+NOW = 1_790_000_000
+
+
+def line(format: str, entry: access_format.Entry = ENTRY) -> str:
+    made = access_format.compiled(format)
+    return made.line(made.time(NOW), entry)
+
+
+def test_a_line_in_json_has_all_fields() -> None:
+    told = json.loads(line("json"))
+    when = datetime.fromisoformat(told.pop("time"))
+    assert (when.timestamp(), bool(when.tzinfo)) == (NOW, True)
+    assert told == {
+        "client": "10.0.0.1",
+        "request_id": "id-1",
+        "request": "GET /a?b HTTP/1.1",
+        "method": "GET",
+        "uri": "/a?b",
+        "protocol": "HTTP/1.1",
+        "status": 200,
+        "size": 13,
+        "seconds": 0.002,
+        "target": "http://localhost:8001",
+        "attempts": 2,
+        "referer": None,
+        "agent": 'a "b" \\ д\\xff',
+    }
+
+
+def test_in_json_what_there_is_nothing_of_is_null() -> None:
+    told = json.loads(line("json", access_format.Entry("10.0.0.1", b"GARBAGE", 400, 20)))
+    assert told["request"] == "GARBAGE"
+    for name in ("method", "uri", "protocol", "target", "referer", "agent", "request_id"):
+        assert told[name] is None
+
+
+def test_a_format_of_one_s_own_may_have_any_field_and_braces() -> None:
+    names = "client method uri protocol request status size referer agent target seconds attempts"
+    found = line("\t".join(f"{{{name}}}" for name in names.split()) + "\t{request_id} 100% {{}}")
+    assert found == (
+        "10.0.0.1\tGET\t/a?b\tHTTP/1.1\tGET /a?b HTTP/1.1\t200\t13\t-\t"
+        r"a \x22b\x22 \x5c \xd0\xb4\xff"
+        "\thttp://localhost:8001\t0.002\t2\tid-1 100% {}\n"
+    )
+    assert datetime.fromisoformat(line("{time}").rstrip()).timestamp() == NOW
+
+
+def test_of_a_line_that_is_no_request_the_parts_are_dashes() -> None:
+    entry = access_format.Entry("10.0.0.1", b"a b c d", 400, 20)
+    assert line("{method} {uri} {protocol} {target} {request_id} {request}", entry) == (
+        "- - - - - a b c d\n"
+    )
+
+
+@hypothesis.given(st.binary(), st.binary(), st.binary())
+@hypothesis.settings(deadline=None)
+def test_in_every_format_an_entry_is_one_line_of_printable_ascii(
+    request: bytes, agent: bytes, request_id: bytes
+) -> None:
+    entry = access_format.Entry("::1", request, 400, 0, agent, agent, None, 0, 0, request_id)
+    own = "{request} {method} {uri} {protocol} {referer} {agent} {request_id}"
+    for format in ("combined", "json", own):
+        assert re.fullmatch(r"[ -~]*\n", line(format, entry))
+    assert isinstance(json.loads(line("json", entry)), dict)
+
+
+def test_the_settings_choose_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    with (
+        letters("a") as [target],
+        Proxy(targets=[target.url], access_log={"path": str(path), "format": "json"}) as proxy,
+        client(proxy.url) as wire,
+    ):
+        get(proxy.url, "/x", "User-Agent: me")
+        wire.send(b"GET /%b HTTP/1.1\r\n\r\n" % b'"\\')
+        wire.read_message()
+    one, other = (json.loads(text) for text in path.read_text().splitlines())
+    assert (one["uri"], one["agent"], one["target"]) == ("/x", "me", target.url)
+    assert (other["uri"], other["status"], other["target"]) == ('/"\\', 400, None)

@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 
 # From the ground up. Those on one floor don't import each other.
 FLOORS = (
-    ("errors", "readers", "watching"),
+    ("errors", "readers", "access_format", "watching"),
     ("net", "options", "layers"),
     ("tls",),
     ("balancing",),
     ("sections",),
-    ("settings",),
+    ("settings", "logs"),
     ("connections", "waiting"),
     ("listener",),
     ("tcp",),

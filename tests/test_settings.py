@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from pyproxy.balancing.policies import POLICIES, PolicyChoice
 from pyproxy.errors import SettingsError
 from pyproxy.readers import Text
-from pyproxy.sections import Limits, Listen, Retry, TargetSettings, Timeouts, Unavailable
+from pyproxy.sections import (
+    AccessLogSettings,
+    Limits,
+    Listen,
+    Retry,
+    TargetSettings,
+    Timeouts,
+    Unavailable,
+)
 from pyproxy.settings import Settings, files, load, options, parse, plain
 
 SHIPPED = Path(__file__).parents[1] / "appsettings.json"
@@ -476,7 +484,7 @@ def test_the_environment_says_anything_in_text_or_json(tmp_path: Path) -> None:
     assert made.limits == Limits(head=16384, body=None)
     assert made.unavailable == Unavailable(500, "12")
     assert len(made.trusted_proxies) == 2
-    assert made.access_log == "-"
+    assert made.access_log == AccessLogSettings("-")
 
 
 def test_numbers_may_stand_in_a_text_with_commas_too(tmp_path: Path) -> None:
@@ -674,7 +682,16 @@ EVERYTHING = st.fixed_dictionaries(
         "limits": some(connections=COUNTS, head=SIZES, headers=COUNTS, body=st.none() | SIZES),
         "unavailable": some(status=st.integers(400, 599), body=st.text()),
         "trusted_proxies": st.lists(NETWORKS),
-        "access_log": st.none() | st.text(min_size=1),
+        "access_log": st.none()
+        | st.text(min_size=1)
+        | st.fixed_dictionaries(
+            {"path": st.text(min_size=1)},
+            optional={"format": st.sampled_from(["combined", "json", "{client} 100% {{"])},
+        ),
+        "log": some(
+            format=st.sampled_from(["text", "json"]),
+            level=st.sampled_from(["debug", "info", "warning", "error"]),
+        ),
     },
 )
 
@@ -700,6 +717,46 @@ def test_anything_is_read_or_refused_and_never_breaks(value: Any, as_text: bool)
     for _, option, _ in options():
         with contextlib.suppress(ValueError):
             option.read(Text(json.dumps(value)) if as_text else value)
+
+
+# The access log
+
+
+def test_an_access_log_may_be_a_text_or_an_object() -> None:
+    assert settings(access_log="-").access_log == AccessLogSettings("-", "combined")
+    made = settings(access_log={"path": "a.log", "format": "{client} {uri}"})
+    assert made.access_log == AccessLogSettings("a.log", "{client} {uri}")
+    assert plain(made)["access_log"] == {"path": "a.log", "format": "{client} {uri}"}
+    assert plain(settings(access_log="a.log"))["access_log"] == "a.log"
+    [said] = [Text('{"path": "-", "format": "json"}')]
+    assert settings(access_log=said).access_log == AccessLogSettings("-", "json")
+
+
+FIELDS = (
+    "client, time, request, method, uri, protocol, status, size, referer, agent, target, seconds,"
+    " attempts, request_id"
+)
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("{clinet}", f"unknown field {{clinet}}: expected {FIELDS}"),
+        ("{}", f"unknown field {{}}: expected {FIELDS}"),
+        ("{0}", f"unknown field {{0}}: expected {FIELDS}"),
+        ("{client.x}", f"unknown field {{client.x}}: expected {FIELDS}"),
+        ("{client!r}", f"unknown field {{client!r}}: expected {FIELDS}"),
+        ("{status:>9}", f"unknown field {{status:>9}}: expected {FIELDS}"),
+        ("{client", f"bad braces (a brace itself is doubled): the fields are {FIELDS}"),
+        ("client}", f"bad braces (a brace itself is doubled): the fields are {FIELDS}"),
+        ("Json", 'expected "combined", "json", or a text with fields in braces: ' + FIELDS),
+        ("{client}\n", "expected printable ASCII beside the fields"),
+        ("{client} д", "expected printable ASCII beside the fields"),
+    ],
+)
+def test_a_bad_format_is_refused_with_the_fields_there_are(format: str, said: str) -> None:
+    told = problem(access_log={"path": "-", "format": format})
+    assert told == f"x.json: access_log.format: {said}"
 
 
 # Which files

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from pyproxy import net
+from pyproxy.access_format import Entry
 from pyproxy.errors import BadProxyHeader, ClientGone, HTTPError, TargetError
 from pyproxy.http.answer import Answer, FilePart
 from pyproxy.http.body import BodyReader
@@ -228,7 +229,9 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         log.info("answered %d to %s: %s", error.status, self.peer.address, error)
         self.answer(None, Answer.refusal(error))
         if self.server.access_log:
-            self.server.access_log.write(self.peer.address, self.start, error.status, self.size)
+            self.server.access_log.write(
+                Entry(self.peer.address, self.start, error.status, self.size)
+            )
 
     def log_access(self, request: Request) -> None:
         assert self.server.access_log

@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from pyproxy.access_format import Entry
 from pyproxy.errors import ClientGone, HTTPError, Malformed, TargetError
 from pyproxy.http.answer import Answer, FilePart
 from pyproxy.http.body import BodyReader
@@ -123,7 +124,8 @@ class Stream:
                 line = request.line.line.removesuffix(b"1.1") + b"2.0"
                 server.access_log.request(request, line, self._status, self._size)
             elif self._status != 499:
-                server.access_log.write(self.peer.address, b"", self._status, self._size)
+                entry = Entry(self.peer.address, b"", self._status, self._size)
+                server.access_log.write(entry)
 
     def _try_to_refuse(self, error: HTTPError) -> None:
         try:

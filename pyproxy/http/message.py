@@ -205,7 +205,10 @@ class RequestFields:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of ``name`` (lower-case)."""
-        return next((value for known, value, _ in self.lines if known == name), None)
+        for known, value, _ in self.lines:  # a generator costs three times as much
+            if known == name:
+                return value
+        return None
 
     def for_target(self, peer: Peer, own: bytes, authority: bytes | None) -> bytes:
         """The lines that go to a target, with the empty line that ends them.

@@ -1,0 +1,38 @@
+"""The program's own log, on standard error: a text a line, or an object in JSON a line."""
+
+import json
+import logging
+import sys
+from datetime import datetime
+
+from pyproxy.sections import Log
+
+_TEXT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+# These tell of single requests, which is the access log's business.
+_TALKATIVE = ("handler", "http2", "http2_stream")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+def configure(said: Log) -> None:
+    """Logs as the settings say, from now on; may be called again with others. At the level
+    ``info`` single requests are told of from ``warning`` on, at ``debug`` always."""
+    logging.basicConfig(stream=sys.stderr)  # only the first time does it anything
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.setFormatter(_JsonFormatter() if said.format == "json" else _TEXT)
+    root.setLevel(said.level.upper())
+    for name in _TALKATIVE:
+        level = logging.WARNING if said.level == "info" else logging.NOTSET
+        logging.getLogger(f"pyproxy.http.{name}").setLevel(level)
