@@ -31,7 +31,7 @@ from pyproxy.http.static import Files
 from pyproxy.sections import TLS, PoolSettings
 from pyproxy.services import Backing, Service, TCPService, World, name_of
 from pyproxy.settings import Route, Settings, parse
-from pyproxy.sockets import Place, Sockets, named
+from pyproxy.sockets import Sockets, named
 from pyproxy.tcp.server import TCPProxyServer
 
 log = logging.getLogger(__name__)
@@ -76,20 +76,11 @@ class Parts:
             _server_tls(settings.tls, []) if secure_tcp else None
         )
         self.serve = self._built()
-        # Those that redirect come last: proxy.url is one that serves.
-        self.listens = sorted(settings.listen, key=lambda one: bool(one.redirect))
-        if settings.tcp and not (settings.targets or settings.routes):
-            self.listens = []  # there is nothing to serve there
         together: dict[object, list[TCPService]] = {}  # those that share an address
         for entry in settings.tcp:
             service = self._service(entry, TCPService)
             together.setdefault(entry.listen if entry.place[2] else service, []).append(service)
         self.relayed = list(together.values())
-
-    @property
-    def places(self) -> list[Place]:
-        """Where to listen: for HTTP, then for tcp entries."""
-        return [one.place for one in self.listens] + [one[0].entry.place for one in self.relayed]
 
     def _built(self) -> routes.Service:
         """What answers requests: the targets, or the routes before them."""
@@ -243,6 +234,10 @@ class Proxy:
                 self._close()
                 raise
 
+    def adopt(self, sockets: Sockets) -> None:
+        """Sockets for a reload to come, that another process has bound."""
+        self._sockets.adopt(sockets)
+
     def reload(self, settings: Settings) -> None:
         """Goes on with other settings. What is the same in both stays as it is, with its state and
         its connections; what is gone drains. Raises ``SettingsError`` or ``ListenError``, having
@@ -264,7 +259,7 @@ class Proxy:
     def _commit(self, parts: Parts) -> None:
         """Puts the parts in the place of those before. Raises ``ListenError`` before anything has
         changed."""
-        opened = self._sockets.open(parts.places)
+        opened = self._sockets.open(parts.settings.places)
         before = self._parts.services if parts is not self._parts else {}
         self._connections.limit = parts.settings.limits.connections
         for name, service in parts.services.items():
@@ -290,10 +285,10 @@ class Proxy:
         """The servers of these parts, those there and new ones, as the settings say."""
         settings = parts.settings
         processor = self._processor if settings.cpu_affinity else None
-        names = list(named(parts.places))
-        secure = [at for at, one in zip(names, parts.listens, strict=False) if one.secure]
+        names = list(named(parts.settings.places))
+        secure = [at for at, one in zip(names, settings.listens, strict=False) if one.secure]
         servers: dict[str, ProxyServer | TCPProxyServer] = {}
-        for name, listen in zip(names, parts.listens, strict=False):
+        for name, listen in zip(names, settings.listens, strict=False):
             known = self._servers.get(name)
             server = (
                 known
@@ -323,7 +318,7 @@ class Proxy:
                 access_log=self._access_log,
             )
             servers[name] = server
-        for name, services in zip(names[len(parts.listens) :], parts.relayed, strict=True):
+        for name, services in zip(names[len(settings.listens) :], parts.relayed, strict=True):
             known = self._servers.get(name)
             entry = services[0].entry
             tcp = (

@@ -25,6 +25,9 @@ class ControlError(PyproxyError):
         super().__init__(text)
         self.status = status
 
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return ControlError, (self.status, str(self))  # it comes from other processes
+
 
 class EmptyRing(PyproxyError, LookupError):
     """A ``HashRing`` without values was asked for one."""

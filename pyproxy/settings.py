@@ -6,6 +6,7 @@ with where it was said, its path and a remedy.
 
 import dataclasses
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -27,12 +28,14 @@ from pyproxy.readers import (
     duration,
     items,
     list_of,
+    literal,
     network,
     optional,
     parts,
     refuse_duplicates,
     text,
     url_of,
+    whole,
 )
 from pyproxy.sections import (
     TLS,
@@ -254,6 +257,9 @@ class Settings(PoolSettings):
         "proxies whose X-Forwarded-For, Forwarded and PROXY headers are believed",
         list_of(network),
     )
+    workers: int | str = option(
+        1, 'processes that serve, or "auto": one for each processor', lambda value: _workers(value)
+    )
     cpu_affinity: bool = option(
         True, "serve on one processor: faster, since the interpreter uses only one", boolean
     )
@@ -263,6 +269,29 @@ class Settings(PoolSettings):
         optional(read_access_log),
     )
     log: Log = section(Log)
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that serve."""
+        if isinstance(self.workers, int):
+            return self.workers
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+    @property
+    def listens(self) -> list[Listen]:
+        """The addresses for HTTP. Those that redirect come last: the first is one that serves."""
+        if self.tcp and not (self.targets or self.routes):
+            return []  # there is nothing to serve there
+        return sorted(self.listen, key=lambda one: bool(one.redirect))
+
+    @property
+    def places(self) -> list[tuple[str, str, int]]:
+        """Scheme, host and port of all that is listened on: for HTTP, then for tcp entries, of
+        which several may share one."""
+        tcp = {one.listen if one.place[2] else one: one.place for one in self.tcp}
+        return [one.place for one in self.listens] + [*tcp.values()]
 
     @property
     def needs_tls(self) -> bool:
@@ -277,6 +306,16 @@ class Settings(PoolSettings):
             own = said.target_tls
             names += [own.ca, own.certificate, own.key]
         return [Path(name) for name in dict.fromkeys(names) if name]
+
+
+def _workers(value: Json) -> int | str:
+    value = literal(value)
+    if value == "auto":
+        return "auto"
+    try:
+        return whole(1, 256)(value)
+    except ValueError:
+        raise ValueError('expected a whole number from 1 to 256, or "auto"') from None
 
 
 _POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}
@@ -437,3 +476,28 @@ def plain(value: Any) -> Json:
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return str(value)
     return value
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """What has changed, a line each: its path, and from what to what."""
+    found: list[str] = []
+    _compare("", plain(old), plain(new), found)
+    if not found and old != new:
+        found.append("a secret has changed")
+    return found
+
+
+def _compare(path: str, old: Json, new: Json, found: list[str]) -> None:
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            _compare(f"{path}.{key}".strip("."), old.get(key), new.get(key), found)
+    elif isinstance(old, list) and isinstance(new, list):
+        gone = [json.dumps(one) for one in old if one not in new]
+        come = [json.dumps(one) for one in new if one not in old]
+        both = (("without", gone), ("with", come))
+        said = [f"{what} {', '.join(some)}" for what, some in both if some]
+        found.append(f"{path}: {' and '.join(said) or 'in another order'}")
+    else:
+        found.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")

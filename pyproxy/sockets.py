@@ -87,6 +87,14 @@ class Sockets:
         """Forgets it; whoever serves there has a socket object of his own."""
         self._open.pop(name).close()
 
+    def adopt(self, others: "Sockets") -> None:
+        """Takes over the sockets of others that it hasn't got itself."""
+        for name, sock in others.all().items():
+            if name in self._open:
+                sock.close()
+            else:
+                self._open[name] = sock
+
     def all(self) -> dict[str, socket.socket]:
         """By name."""
         return dict(self._open)

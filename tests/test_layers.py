@@ -23,7 +23,7 @@ FLOORS = (
     ("services", "sockets"),
     ("control",),
     ("app",),
-    ("scaling", "lab", "contrib"),
+    ("worker", "scaling", "lab", "contrib"),
     ("cli",),
     ("__main__",),
 )

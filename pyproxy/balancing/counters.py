@@ -73,6 +73,13 @@ class Counters:
         self.numbers[0] = first + values  # from now on a reader sees it
         return first
 
+    def keep(self, totals: Totals) -> None:
+        """What others have counted."""
+        for key, values in totals.items():
+            at = self.place(*key, values=len(values))
+            for number, value in enumerate(values, at):
+                self.numbers[number] += value
+
     def answered(self, method: bytes, status: int) -> None:
         """The proxy has answered by itself."""
         with self._lock:

@@ -9,9 +9,10 @@ tests use the same ones; where there are several processes, ``workers.Supervisor
 A target's id is the same in every process and after each start.
 """
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from pyproxy.balancing.counters import Totals
@@ -19,11 +20,14 @@ from pyproxy.balancing.policy import Asked
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
 from pyproxy.control.described import Described
-from pyproxy.errors import AllBusy, ControlError, EmptyRing, ListenError, SettingsError
+from pyproxy.control.source import Source
+from pyproxy.errors import AllBusy, ControlError, EmptyRing
 from pyproxy.health.history import History
 from pyproxy.readers import Json, parts
 from pyproxy.sections import PoolSettings, TargetSettings
 from pyproxy.settings import Settings, plain
+
+Deed = tuple[Any, ...]  # a verb, a target's id, further arguments
 
 BY_HAND = "by the operator"
 
@@ -67,6 +71,36 @@ class Running(Protocol):
         """What serves a request: its name, and its targets if it has some."""
 
 
+class Journal:
+    """What was done by hand since the start, for a process that is started later. Not more than the
+    state in which it left each target."""
+
+    def __init__(self, entries: Iterable[Deed] = ()) -> None:
+        self._deeds: dict[tuple[str, str], Deed] = {}
+        for entry in entries:
+            self.note(*entry)
+
+    def note(self, verb: str, target: str, *arguments: Any) -> None:
+        about = {"add": "presence", "remove": "presence", "weight": "weight"}.get(verb, "state")
+        if about == "presence":
+            for key in [key for key in self._deeds if key[1] == target]:
+                del self._deeds[key]
+        self._deeds.pop((about, target), None)
+        self._deeds[about, target] = (verb, target, *arguments)
+
+    def __iter__(self) -> Iterator[Deed]:
+        return iter(list(self._deeds.values()))
+
+    def replay(self, verbs: "Verbs") -> None:
+        """Does it all again, as far as that makes sense."""
+        for verb, target, *arguments in self:
+            with contextlib.suppress(ControlError):
+                if verb == "add":
+                    verbs.add(*arguments)
+                else:
+                    getattr(verbs, verb)(target, *arguments)
+
+
 class Verbs(Protocol):
     """What ``Control`` can do for one process, and ``Supervisor`` for several. Each may be called
     from any thread; each raises ``ControlError``."""
@@ -87,16 +121,21 @@ class Verbs(Protocol):
 class Control:
     """The verbs for the proxy in this process."""
 
-    def __init__(self, proxy: Running, load: Callable[[], list[str]] | None = None) -> None:
-        """``load`` reads the settings again and applies them, and tells what has changed."""
+    def __init__(self, proxy: Running, journal: Iterable[Deed] = ()) -> None:
+        """``journal`` is what was done by hand to a process that this one replaces; it is to be
+        replayed when the proxy has started."""
         self._proxy = proxy
-        self._load = load
+        self.source: Source | None = None  # of the settings
+        self.count = proxy.totals
+        self.journal = Journal(journal)
         self._started = time.time()
 
     def snapshot(self) -> dict[str, Any]:
         """What is there now, in JSON's terms; ``status.Status`` adds what has been counted."""
         proxy = self._proxy
         return {
+            "started": self._started,
+            "settings": self.source.describe() if self.source else None,
             "urls": proxy.urls,
             "connections": {"open": proxy.connections, "accepted": proxy.accepted},
             "pools": [self._pool(one) for one in proxy.services],
@@ -114,7 +153,7 @@ class Control:
 
     def totals(self) -> Totals:
         """What has been counted since the start (``balancing.counters``)."""
-        return self._proxy.totals()
+        return self.count()
 
     def settings(self) -> Json:
         """Those in effect, as ``appsettings.json`` would say them; secrets are hidden."""
@@ -170,29 +209,33 @@ class Control:
         if any(one.url == made.url for one in service.pool.targets):
             raise ControlError(409, f"{made.url} is in the pool {service.name} already")
         service.pool.add(made, BY_HAND, time.monotonic())
-        return target_id(service.name, made.url)
+        known = target_id(service.name, made.url)
+        self.journal.note("add", known, target, service.name)
+        return known
 
     def remove(self, target: str) -> None:
         """What it has under way is finished."""
         service, found = self._find(target)
         service.pool.remove(found, BY_HAND)
         service.forget(found)
+        self.journal.note("remove", target)
 
     def drain(self, target: str) -> None:
         """It finishes what it has, and serves only clients bound to it by their cookie."""
-        self._want(target, State.DRAINING)
+        self._want("drain", target, State.DRAINING)
 
     def maintenance(self, target: str) -> None:
         """It serves nobody, and isn't probed; what it has under way is finished."""
-        self._want(target, State.MAINTENANCE)
+        self._want("maintenance", target, State.MAINTENANCE)
 
     def ready(self, target: str) -> None:
         """It serves again, unless it is evicted: then when a probe finds it well."""
-        self._want(target, State.LIVE)
+        self._want("ready", target, State.LIVE)
 
-    def _want(self, target: str, state: State) -> None:
+    def _want(self, verb: str, target: str, state: State) -> None:
         service, found = self._find(target)
         service.pool.want(found, state, BY_HAND, time.monotonic())
+        self.journal.note(verb, target)
 
     def weight(self, target: str, weight: int) -> None:
         """1 to 256."""
@@ -202,16 +245,14 @@ class Control:
         except ValueError as error:
             raise ControlError(422, "; ".join(text for _, text in parts(error))) from None
         service.pool.change(found, BY_HAND, weight=said.weight)
+        self.journal.note("weight", target, weight)
 
     def reload(self) -> list[str]:
         """Reads the settings again and applies what differs; what that is. Bad ones change
         nothing: raises ``ControlError`` 422."""
-        if self._load is None:
+        if self.source is None:
             raise ControlError(409, "these settings come from no file")
-        try:
-            return self._load()
-        except (SettingsError, ListenError) as error:
-            raise ControlError(422, str(error)) from None
+        return self.source.reload()
 
     def explain(self, asked: Described) -> dict[str, Any]:
         """Which target a request would get now, and why not the others."""

@@ -1,0 +1,388 @@
+"""Workers: several processes that serve on the same sockets, and the supervisor that keeps them.
+
+    Supervisor          binds the sockets, counts in memory that outlives a worker, has all verbs
+      _keep             a thread for each worker: starts it, waits for its end, starts it again
+        Worker            the process, and the channel to it
+    pyproxy.worker      what runs in it: a Proxy that does what the channel says
+
+They share the listening sockets and nothing else: each has its own view of who is live. A worker
+that dies takes with it what it was serving; what waits to be accepted goes to the others.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyproxy.balancing.counters import Totals
+from pyproxy.control.channel import Channel
+from pyproxy.control.control import Deed, Journal
+from pyproxy.control.described import Described
+from pyproxy.control.ledger import Ledger, Memory
+from pyproxy.control.merging import merge
+from pyproxy.control.source import Source
+from pyproxy.errors import ControlError, PyproxyError, SettingsError
+from pyproxy.readers import Json, url_of
+from pyproxy.settings import Settings, plain
+from pyproxy.sockets import Sockets, named
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 30.0  # seconds for a worker's start, or its answer
+_YOUNG = 5.0  # seconds: a worker that dies sooner is part of a crash loop
+_LOOP = 5  # such deaths in a row that end the program
+_PAUSE = 0.1  # seconds before the first new start in a row; doubled each time
+
+
+class Worker:
+    """A process that serves, as its supervisor sees it. Used under the supervisor's lock."""
+
+    def __init__(self, number: int, memory: Memory) -> None:
+        """Starts it; it waits for ``begin``. Raises ``OSError``."""
+        self.number = number
+        self.memory = memory
+        self.started = time.time()
+        self._channel, other = Channel.pair()
+        with other:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pyproxy.worker", str(other.fileno())],
+                pass_fds=[other.fileno()],
+                # The same modules are found, whatever the folder.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+
+    def wait_until_awake(self) -> None:
+        """Raises ``EOFError`` or ``TimeoutError``."""
+        self._channel.receive(_PATIENCE)
+
+    def begin(self, start: dict[str, Any], sockets: dict[str, int]) -> None:
+        """It serves when this returns. Raises ``ControlError``, ``EOFError``, ``TimeoutError``."""
+        message = {**start, "number": self.number, "sockets": list(sockets)}
+        self.call("begin", message, files=[self.memory.file, *sockets.values()])
+
+    def call(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> Any:
+        """What the verb returns there. Raises what it raises there, ``EOFError`` when the process
+        has ended, ``TimeoutError`` when it hangs."""
+        self._channel.send((verb, arguments), list(files))
+        (good, result), _ = self._channel.receive(_PATIENCE)
+        if not good:
+            raise result
+        return result
+
+    def tell(self, verb: str, *arguments: Any) -> None:
+        """Without waiting for an answer."""
+        with contextlib.suppress(EOFError):
+            self._channel.send((verb, arguments))
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.kill()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def fate(self) -> str:
+        """How it has ended."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"ended with status {code}"
+
+
+class Supervisor:
+    """What ``Proxy`` is, in several processes; and its verbs. May be used from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        check: Callable[[Settings], object] = lambda settings: None,
+        sockets: Sockets | None = None,
+        ledger: Ledger | None = None,
+        journal: Iterable[Deed] = (),
+        secret: bytes = b"",
+        failed: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``check`` builds what the settings say, and raises ``SettingsError``: it is asked before
+        a worker is. ``failed`` is called when workers die again and again. The others come from a
+        program that this one replaces."""
+        if not hasattr(os, "fork"):
+            raise SettingsError(["workers: more than 1 needs an operating system that has fork"])
+        check(settings)
+        self.settings_in_effect = settings
+        self.source: Source | None = None
+        self.sockets = sockets or Sockets()
+        self.ledger = ledger or Ledger()
+        self.journal = Journal(journal)
+        self.secret = secret or secrets.token_bytes(32)
+        self._check = check
+        self._failed = failed
+        self._began = time.time()
+        self._workers: dict[int, Worker] = {}
+        self._restarts: dict[int, int] = {}
+        self._threads: dict[int, threading.Thread] = {}
+        self._stopping = threading.Event()
+        # Protects all of the above, and the channels; notified when a worker begins or fails.
+        self._changed = threading.Condition()
+        self._problem = ""
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, as ``Proxy.urls``."""
+        places = self.settings_in_effect.places
+        open_sockets = self.sockets.all()
+        return [
+            url_of(scheme, host, open_sockets[name].getsockname()[1])
+            for name, (scheme, host, _) in zip(named(places), places, strict=True)
+        ]
+
+    def start(self) -> None:
+        """Returns when all workers serve. Raises ``ListenError``, or ``PyproxyError`` when they
+        don't come up."""
+        self.sockets.open(self.settings_in_effect.places)
+        with self._changed:
+            wanted = self._scale()
+            self._changed.wait_for(lambda: len(self._workers) == wanted or bool(self._problem))
+        if self._problem:
+            self.stop(0)
+            raise PyproxyError(self._problem)
+
+    def _scale(self) -> int:
+        """As many threads as workers are wanted; those of others end by themselves."""
+        wanted = self.settings_in_effect.worker_count
+        for number in range(wanted):
+            if number not in self._threads:
+                self._restarts.setdefault(number, 0)
+                thread = threading.Thread(
+                    target=self._keep, args=(number,), name=f"pyproxy-worker-{number}", daemon=True
+                )
+                self._threads[number] = thread
+                thread.start()
+        return wanted
+
+    def _wanted(self, number: int) -> bool:
+        return not self._stopping.is_set() and number < self.settings_in_effect.worker_count
+
+    def _keep(self, number: int) -> None:
+        """Has one worker serve, and another in its place when it ends, for as long as it is
+        wanted."""
+        deaths = 0
+        while self._wanted(number):
+            began = time.monotonic()
+            said = self._run(number)
+            if not self._wanted(number):
+                break
+            deaths = deaths + 1 if time.monotonic() - began < _YOUNG else 0
+            pause = _PAUSE * 2**deaths if deaths else 0
+            if deaths == _LOOP:
+                self._give_up(f"worker {number} dies again and again: it {said}")
+                break
+            log.error("worker %d %s; another takes its place", number, said)
+            self._restarts[number] += 1
+            self._stopping.wait(pause)
+        with self._changed:
+            self._threads.pop(number, None)
+
+    def _run(self, number: int) -> str:
+        """One process, from its start to its end; how that was."""
+        memory = self.ledger.open()
+        try:
+            worker = Worker(number, memory)
+        except OSError as error:
+            self.ledger.close(memory)
+            return f"can't be started: {error}"
+        try:
+            worker.wait_until_awake()
+            with self._changed:
+                self._begin(worker)
+                self._workers[number] = worker
+                self._changed.notify_all()
+        except (EOFError, TimeoutError, PyproxyError) as error:
+            worker.kill()
+            worker.process.wait()
+            if isinstance(error, PyproxyError):
+                return f"didn't start: {error}"
+            return f"{worker.fate()} before it served"
+        else:
+            worker.process.wait()
+        finally:
+            with self._changed:
+                if self._workers.get(number) is worker:
+                    del self._workers[number]
+            worker.close()
+            self.ledger.close(memory)
+        return worker.fate()
+
+    def _begin(self, worker: Worker) -> None:
+        start = {
+            "settings": pickle.dumps(self.settings_in_effect),
+            "secret": self.secret,
+            "journal": list(self.journal),
+        }
+        opened = self.sockets.open(self.settings_in_effect.places)  # they are, long since
+        sockets = {name: sock.fileno() for name, sock in opened.items()}
+        worker.begin(start, sockets)
+
+    def _give_up(self, problem: str) -> None:
+        with self._changed:
+            self._problem = problem
+            self._changed.notify_all()
+        self._failed(problem)
+
+    def _all(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> list[Any]:
+        """What the verb returns in each worker. One that doesn't answer is ended: another takes its
+        place. Raises what the first raised that did."""
+        results: list[Any] = []
+        refusal: ControlError | None = None
+        files = list(files)
+        for worker in list(self._workers.values()):
+            try:
+                results.append(worker.call(verb, *arguments, files=files))
+            except ControlError as error:
+                refusal = refusal or error
+            except EOFError:
+                continue  # its thread sees that too
+            except TimeoutError:
+                log.error("worker %d doesn't answer: it is ended", worker.number)
+                worker.kill()
+        if refusal:
+            raise refusal
+        return results
+
+    def reload(self) -> list[str]:
+        if self.source is None:
+            raise ControlError(409, "these settings come from no file")
+        return self.source.reload()
+
+    def apply(self, settings: Settings) -> None:
+        """Goes on with other settings, in all workers. Raises ``SettingsError`` or ``ListenError``,
+        having changed nothing."""
+        with self._changed:
+            self._check(settings)
+            before = self.sockets.all()
+            opened = self.sockets.open(settings.places)
+            self.settings_in_effect = settings
+            data = pickle.dumps(settings)
+            files = [sock.fileno() for sock in opened.values()]
+            for worker in list(self._workers.values()):
+                try:
+                    worker.call("reload", data, list(opened), files=files)
+                except EOFError:
+                    continue
+                except (PyproxyError, TimeoutError) as error:
+                    log.error(
+                        "worker %d can't go on with the settings, and is ended: %s",
+                        worker.number,
+                        error or "no answer",
+                    )
+                    worker.kill()
+            for name in before.keys() - opened.keys():
+                if not name.startswith("admin "):
+                    self.sockets.close(name)
+            self._scale()
+            for number in [one for one in self._workers if not self._wanted(one)]:
+                self._workers[number].tell("stop", None, True)
+
+    def snapshot(self) -> dict[str, Any]:
+        with self._changed:
+            parts = self._all("snapshot")
+            workers = [
+                {
+                    "number": one.number,
+                    "pid": one.process.pid,
+                    "started": one.started,
+                    "restarts": self._restarts[one.number],
+                }
+                for one in sorted(self._workers.values(), key=lambda one: one.number)
+            ]
+        return {
+            **merge(parts),
+            "started": self._began,
+            "settings": self.source.describe() if self.source else None,
+            "urls": self.urls,
+            "workers": workers,
+        }
+
+    def totals(self) -> Totals:
+        return self.ledger.totals()
+
+    def settings(self) -> Json:
+        return plain(self.settings_in_effect)
+
+    def _do(self, verb: str, target: str, *arguments: Any) -> None:
+        with self._changed:
+            self._all(verb, target, *arguments)
+            self.journal.note(verb, target, *arguments)
+
+    def add(self, target: Json, pool: str = "") -> str:
+        with self._changed:
+            known: str = self._any(self._all("add", target, pool))
+            self.journal.note("add", known, target, pool)
+        return known
+
+    def remove(self, target: str) -> None:
+        self._do("remove", target)
+
+    def drain(self, target: str) -> None:
+        self._do("drain", target)
+
+    def maintenance(self, target: str) -> None:
+        self._do("maintenance", target)
+
+    def ready(self, target: str) -> None:
+        self._do("ready", target)
+
+    def weight(self, target: str, weight: int) -> None:
+        self._do("weight", target, weight)
+
+    def explain(self, asked: Described) -> dict[str, Any]:
+        with self._changed:
+            found: dict[str, Any] = self._any(self._all("explain", asked))
+        return found
+
+    @staticmethod
+    def _any(results: list[Any]) -> Any:
+        if not results:
+            raise ControlError(503, "no worker is there just now")
+        return results[0]
+
+    def reopen_logs(self) -> None:
+        with self._changed:
+            self._all("reopen_logs")
+
+    def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
+        """As ``Proxy.stop``."""
+        if drain is None:
+            drain = self.settings_in_effect.timeouts.drain
+        self._stopping.set()
+        with self._changed:
+            for worker in self._workers.values():
+                worker.tell("stop", drain, handed_over)
+            threads = list(self._threads.values())
+        deadline = time.monotonic() + drain + 5
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        self.kill()
+        for thread in threads:
+            thread.join()
+        self.sockets.close_all()
+
+    def kill(self) -> None:
+        """Ends what is left of the workers at once."""
+        for worker in list(self._workers.values()):
+            worker.kill()
+
+    def __enter__(self) -> "Supervisor":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
