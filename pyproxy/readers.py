@@ -211,6 +211,14 @@ def url_of(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant: ``localhost``, or such an address, without brackets."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def wildcards(host: str) -> list[str]:
     """``a.b.c`` -> ``*.b.c``, ``*.c``"""
     labels = host.split(".")

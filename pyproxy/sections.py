@@ -450,3 +450,37 @@ class PoolSettings:
         "begin connections to targets with a PROXY header of version 1 or 2 (null: none)",
         optional(whole(1, 2)),
     )
+
+
+def _admin_listen(value: Json) -> str:
+    return url_of(*address(value, ("http",), "127.0.0.1", 80))
+
+
+def _user(value: Json) -> str:
+    found = text(value)
+    if not found or ":" in found or not found.isprintable():
+        raise ValueError('expected a name like "admin", without ":"')
+    return found
+
+
+@dataclass(frozen=True)
+class Admin:
+    """The admin API and its page."""
+
+    listen: str | None = option(
+        None,
+        'where the admin API listens, like "http://127.0.0.1:8404" (null: nowhere)',
+        optional(_admin_listen),
+    )
+    user: str = option("admin", "who may use it", _user)
+    password: str | None = option(
+        None,
+        "the password (null: none is asked for, and only this machine may be listened on)",
+        optional(text),
+        secret=True,
+    )
+
+    @property
+    def place(self) -> tuple[str, str, int] | None:
+        """Scheme, host and port, if it listens."""
+        return address(self.listen, ("http",), "127.0.0.1", 80) if self.listen else None

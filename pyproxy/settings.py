@@ -26,6 +26,7 @@ from pyproxy.readers import (
     address,
     boolean,
     duration,
+    is_loopback,
     items,
     list_of,
     literal,
@@ -40,6 +41,7 @@ from pyproxy.readers import (
 from pyproxy.sections import (
     TLS,
     AccessLogSettings,
+    Admin,
     Http2,
     Limits,
     Listen,
@@ -252,6 +254,7 @@ class Settings(PoolSettings):
     tls: TLS = section(TLS)
     limits: Limits = section(Limits)
     http2: Http2 = section(Http2)
+    admin: Admin = section(Admin)
     trusted_proxies: tuple[Network, ...] = option(
         (),
         "proxies whose X-Forwarded-For, Forwarded and PROXY headers are believed",
@@ -359,9 +362,34 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     listens = settings.listen if settings else ()
     if any(one.redirect for one in listens) and not any(one.secure for one in listens):
         told.append(f"{found.source('listen')}: listen: no https address to redirect to")
+    if settings:
+        told += [
+            f"{found.source(path)}: {path}: {said}" for path, said in _wrong_with_admin(settings)
+        ]
     if told or settings is None:
         raise SettingsError(told)
     return settings
+
+
+def _wrong_with_admin(settings: Settings) -> list[tuple[str, str]]:
+    admin = settings.admin
+    if admin.place is None:
+        return []
+    found = []
+    _, host, port = admin.place
+    if not is_loopback(host) and not admin.password:
+        said = f"others can reach {admin.listen}: give it a password, or listen on 127.0.0.1"
+        found.append(("admin.password", said))
+    taken = [one.place[1:] for one in settings.listen] + [one.place[1:] for one in settings.tcp]
+    if port and any(_overlap((host, port), one) for one in taken):
+        said = f"the proxy itself listens on port {port} there: choose another one"
+        found.append(("admin.listen", said))
+    return found
+
+
+def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    hosts = {one[0], other[0]}
+    return one[1] == other[1] and (len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"}))
 
 
 def _sound(data: Mapping[str, Json]) -> dict[str, Json]:

@@ -1,0 +1,78 @@
+"""Guard: who may ask the admin API. Pure: header fields in, a refusal out.
+
+With a password       every request needs it
+Without one           the request must name this machine: a page elsewhere whose name has come to
+                      point here (DNS rebinding) names itself
+Requests that change  must not come from another site's page, which the browser would send with the
+                      password it knows
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from pyproxy.readers import is_loopback
+from pyproxy.sections import Admin
+
+SAFE = ("GET", "HEAD")  # these change nothing
+
+
+class Refusal(Exception):
+    """With the status to answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Guard:
+    """Calling it raises ``Refusal``. May be called from any thread."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._wanted: tuple[bytes, bytes] | None = None
+        if admin.password:
+            self._wanted = _digest(admin.user.encode()), _digest(admin.password.encode())
+        self._host = admin.place[1] if admin.place else ""
+
+    def __call__(self, method: str, fields: Mapping[str, str], is_open: bool = False) -> None:
+        """``fields`` have names in lower case; ``is_open``: what is asked for needs no password."""
+        if self._wanted is None:
+            self._refuse_other_names(fields.get("host", ""))
+        elif not is_open and not self._known(fields.get("authorization", "")):
+            raise Refusal(401, "say user and password")
+        if method not in SAFE:
+            _refuse_other_sites(fields)
+
+    def _known(self, said: str) -> bool:
+        assert self._wanted is not None
+        scheme, _, coded = said.partition(" ")
+        try:
+            user, _, password = base64.b64decode(coded.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return False
+        # Both are compared, each in the same time whatever it is.
+        same_user = hmac.compare_digest(_digest(user), self._wanted[0])
+        same_password = hmac.compare_digest(_digest(password), self._wanted[1])
+        return scheme.lower() == "basic" and same_user and same_password
+
+    def _refuse_other_names(self, host: str) -> None:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        if not is_loopback(name) and name != self._host:
+            raise Refusal(403, "without a password only this machine's own names are answered")
+
+
+def _refuse_other_sites(fields: Mapping[str, str]) -> None:
+    site, origin = fields.get("sec-fetch-site"), fields.get("origin")
+    other = origin is not None and origin.lower() != f"http://{fields.get('host', '')}".lower()
+    if other or site not in (None, "same-origin", "none"):
+        raise Refusal(403, "a page of another site may change nothing here")
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()

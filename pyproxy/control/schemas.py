@@ -1,0 +1,187 @@
+"""JSON Schemas: what the admin API takes and answers; and what of a value doesn't fit one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyproxy.readers import Json, unknown_setting
+
+Schema = Mapping[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer", "minimum": 0}
+NUMBER: Schema = {"type": "number", "minimum": 0}
+FLAG: Schema = {"type": "boolean"}
+
+
+def listing(of: Schema) -> Schema:
+    return {"type": "array", "items": of}
+
+
+def mapping(of: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": of}
+
+
+def record(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
+    """An object with these keys, and no others."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def or_null(schema: Schema) -> Schema:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+ERROR = record({"problems": listing(TEXT)}, error=TEXT)
+
+WEIGHT: Schema = {"type": "integer", "minimum": 1, "maximum": 256}
+
+RESPONSE_TIME = record(**{key: or_null(NUMBER) for key in ("average", "p50", "p90", "p99")})
+
+TARGET = record(
+    id=TEXT,
+    url=TEXT,
+    pool=TEXT,
+    state={"type": "string", "enum": ["live", "evicted", "draining", "maintenance"]},
+    reason=TEXT,
+    since=NUMBER,
+    weight=WEIGHT,
+    backup=FLAG,
+    max_connections=or_null(WHOLE),
+    in_flight=WHOLE,
+    requests=WHOLE,
+    failures=WHOLE,
+    failures_by_reason=mapping(WHOLE),
+    retries=WHOLE,
+    evictions=WHOLE,
+    statuses=mapping(WHOLE),
+    per_second=NUMBER,
+    error_rate=NUMBER,
+    response_time=ref("ResponseTime"),
+)
+
+EVENT = record(at=NUMBER, pool=TEXT, target=TEXT, what=TEXT, reason=TEXT)
+
+POOL = record(
+    name=TEXT,
+    kind={"type": "string", "enum": ["http", "tcp"]},
+    policy=TEXT,
+    waiting=WHOLE,
+    targets=listing(ref("Target")),
+)
+
+STATUS: Schema = {
+    # Several processes tell more of themselves than one.
+    **record(
+        urls=listing(TEXT),
+        connections=record(open=WHOLE, accepted=WHOLE),
+        pools=listing(ref("Pool")),
+        events=listing(ref("Event")),
+        requests=WHOLE,
+        own_answers=mapping(WHOLE),
+        now=NUMBER,
+        window=NUMBER,
+    ),
+    "additionalProperties": True,
+}
+
+CHOICE = record(id=TEXT, url=TEXT, reason=TEXT)
+
+EXPLANATION = record(
+    {"reason": TEXT, "pool": TEXT},
+    route=TEXT,
+    target={"anyOf": [ref("Choice"), {"type": "null"}]},
+    others=listing(ref("Choice")),
+)
+
+READINESS = record({"pools": listing(TEXT)}, ready=FLAG)
+
+NEW_TARGET = record(
+    {
+        "pool": TEXT,
+        "weight": WEIGHT,
+        "backup": FLAG,
+        "max_connections": or_null({"type": "integer", "minimum": 1}),
+        "slow_start": {"type": ["number", "string", "null"]},
+    },
+    url={"type": ["string", "integer"]},
+)
+
+CHANGE: Schema = {
+    **record(
+        {
+            "weight": WEIGHT,
+            "state": {"type": "string", "enum": ["ready", "drain", "maintenance"]},
+        }
+    ),
+    "minProperties": 1,
+}
+
+MANAGE = record({"pool": TEXT}, action={"type": "string", "enum": ["add", "remove"]}, backend=TEXT)
+
+# Those that others refer to, by name.
+NAMED: Mapping[str, Schema] = {
+    "Error": ERROR,
+    "Target": TARGET,
+    "ResponseTime": RESPONSE_TIME,
+    "Event": EVENT,
+    "Pool": POOL,
+    "Status": STATUS,
+    "Choice": CHOICE,
+    "Explanation": EXPLANATION,
+    "Readiness": READINESS,
+    "NewTarget": NEW_TARGET,
+    "Change": CHANGE,
+    "Manage": MANAGE,
+}
+
+_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "string": ("a text", (str,)),
+    "integer": ("a whole number", (int,)),
+    "number": ("a number", (int, float)),
+    "boolean": ("true or false", (bool,)),
+    "object": ("an object", (dict,)),
+    "array": ("a list", (list,)),
+    "null": ("null", (type(None),)),
+}
+
+
+def misfits(schema: Schema, value: Json, path: str = "") -> list[str]:
+    """What is wrong with what was asked, each with its path. Knows as much of JSON Schema as the
+    schemas of requests use."""
+    where = f"{path}: " if path else ""
+    allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    kinds = [kind for name in allowed for kind in _TYPES[name][1]]
+    if type(value) not in kinds:
+        return [f"{where}expected {' or '.join(_TYPES[name][0] for name in allowed)}"]
+    if "enum" in schema and value not in schema["enum"]:
+        return [f"{where}expected {' or '.join(schema['enum'])}"]
+    if isinstance(value, int | float):
+        least, most = schema.get("minimum"), schema.get("maximum")
+        if (least is not None and value < least) or (most is not None and value > most):
+            return [f"{where}expected from {least}" + (f" to {most}" if most else " on")]
+    if isinstance(value, dict):
+        return _misfits_of_object(schema, value, path)
+    return []
+
+
+def _misfits_of_object(schema: Schema, value: dict[str, Json], path: str) -> list[str]:
+    known, found = schema["properties"], []
+    for key, below in value.items():
+        at = f"{path}.{key}" if path else key
+        if key in known:
+            found += misfits(known[key], below, at)
+        else:
+            found.append(f"{at}: {unknown_setting(key, list(known))}")
+    missing = [key for key in schema["required"] if key not in value]
+    found += [f"{path or 'the object'} needs its {key}" for key in missing]
+    if not found and len(value) < schema.get("minProperties", 0):
+        found.append(f"say at least one of {', '.join(known)}")
+    return found
