@@ -9,7 +9,6 @@ stop              drains
 import dataclasses
 import functools
 import logging
-import mmap
 import random
 import secrets
 import socket
@@ -19,9 +18,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pyproxy import tls
-from pyproxy.balancing.counters import Counters, Reader, Totals
+from pyproxy.balancing.counters import Counters, Totals
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.connections import Connections
+from pyproxy.control.admin import AdminPlace
+from pyproxy.control.control import Control
+from pyproxy.control.handover import Inheritance
+from pyproxy.control.ledger import Memory
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.health.history import History
 from pyproxy.http import routes
@@ -37,8 +40,6 @@ from pyproxy.tcp.server import TCPProxyServer
 log = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=Backing)
-
-_MEMORY = 16 << 20  # bytes for counters; the system gives them as they are used
 
 
 def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
@@ -148,23 +149,26 @@ class Proxy:
         self,
         settings: Settings | None = None,
         *,
-        sockets: Sockets | None = None,
-        memory: Any = None,
-        secret: bytes = b"",
+        inheritance: Inheritance | None = None,
+        memory: Memory | None = None,
         processor: int | None = None,
         **keywords: Any,
     ) -> None:
-        """For one of several processes: ``sockets`` may hold some that listen already, ``memory``
-        is where is counted, ``secret`` what cookies are made with where the settings name none,
-        ``processor`` the one to stay on (with ``cpu_affinity``)."""
+        """``inheritance`` is what a program that was here before, or a supervisor, has left. One of
+        several processes has its ``memory`` to count in, and the number of its ``processor`` to
+        stay on (with ``cpu_affinity``); its supervisor has the admin API."""
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
-        self.memory = memory or mmap.mmap(-1, _MEMORY)
+        left = inheritance or Inheritance()
         self.history = History()
-        self._counters = Counters(self.memory)
-        self._read = Reader(self.memory)
-        self._world = World(self.history, self._counters, secret or secrets.token_bytes(32))
-        self._sockets = sockets or Sockets()
+        self.ledger = left.ledger
+        self._memory = memory or self.ledger.open()
+        self._counters = Counters(self._memory.map)
+        self.secret = left.secret or secrets.token_bytes(32)
+        self._world = World(self.history, self._counters, self.secret)
+        self.sockets = left.sockets
+        self.control = Control(self, left.journal)
+        self._admin = AdminPlace(self.control) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
         self._processor = random.getrandbits(16) if processor is None else processor
         self._connections = Connections(settings.limits.connections)
@@ -216,9 +220,14 @@ class Proxy:
         """Client connections since the start."""
         return self._connections.accepted
 
+    @property
+    def admin_url(self) -> str | None:
+        """Of the admin API, if there is one here."""
+        return self._admin.url if self._admin else None
+
     def totals(self) -> Totals:
         """What has been counted since the start (``balancing.counters``)."""
-        return self._read()
+        return self.ledger.totals()
 
     def route(self, host: str, path: str) -> tuple[str, Backing | None]:
         """What serves a request: its name, and its targets if it has some."""
@@ -230,13 +239,14 @@ class Proxy:
             try:
                 self._access_log = _open_access_log(self.settings)
                 self._commit(self._parts)
+                self.control.journal.replay(self.control)
             except ListenError:
                 self._close()
                 raise
 
     def adopt(self, sockets: Sockets) -> None:
         """Sockets for a reload to come, that another process has bound."""
-        self._sockets.adopt(sockets)
+        self.sockets.adopt(sockets)
 
     def reload(self, settings: Settings) -> None:
         """Goes on with other settings. What is the same in both stays as it is, with its state and
@@ -259,7 +269,8 @@ class Proxy:
     def _commit(self, parts: Parts) -> None:
         """Puts the parts in the place of those before. Raises ``ListenError`` before anything has
         changed."""
-        opened = self._sockets.open(parts.settings.places)
+        settings = parts.settings
+        opened = self.sockets.open(settings.all_places if self._admin else settings.places)
         before = self._parts.services if parts is not self._parts else {}
         self._connections.limit = parts.settings.limits.connections
         for name, service in parts.services.items():
@@ -273,11 +284,14 @@ class Proxy:
         for name, server in left.items():
             if self._servers.get(name) is not server:
                 self._retire(server, handed_over=name in opened)
-                if name not in opened:
-                    self._sockets.close(name)
         for name, server in self._servers.items():
             if name not in left or left[name] is not server:
                 self._thread(server.serve_forever, f"pyproxy-listen-{server.server_port}")
+        if self._admin:
+            name = [*named(settings.all_places)][-1] if settings.admin.place else ""
+            self._admin.apply(settings.admin, name, opened.get(name))
+        for name in self.sockets.all().keys() - opened.keys():
+            self.sockets.close(name)
 
     def _arranged(
         self, parts: Parts, opened: dict[str, socket.socket]
@@ -363,6 +377,8 @@ class Proxy:
         (``timeouts.drain``), and ends every thread. If the sockets are ``handed_over``, they and
         their backlogs are left to other processes."""
         with self._changing:
+            if self._admin:
+                self._admin.stop(handed_over)
             for server in self._servers.values():
                 self._thread(
                     functools.partial(server.shutdown, drain, handed_over=handed_over),
@@ -377,9 +393,12 @@ class Proxy:
             service.stop()
         for server in self._servers.values():
             server.server_close()
-        self._sockets.close_all()
+        self.sockets.close_all()
         if self._access_log:
             self._access_log.close()
+        if self._admin:
+            self._admin.stop()
+        self.ledger.close(self._memory)
 
     def __enter__(self) -> Self:
         self.start()

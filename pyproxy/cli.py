@@ -4,20 +4,19 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyproxy import __version__, logs, settings
+from pyproxy import __version__, settings
 from pyproxy.app import Proxy
-from pyproxy.errors import ListenError, PyproxyError, SettingsError
+from pyproxy.errors import PyproxyError, SettingsError
+from pyproxy.program import Program, Signals, catch_signals, in_background
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
 
@@ -81,9 +80,12 @@ def load_settings(config: Path | None, given: dict[str, str | None]) -> settings
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @setting_options
+@click.option("--no-watch", is_flag=True, help="Don't reload when the settings file changes.")
 @click.version_option(__version__, prog_name="pyproxy")
 @click.pass_context
-def main(context: click.Context, /, config: Path | None, **given: str | None) -> None:
+def main(
+    context: click.Context, /, config: Path | None, no_watch: bool, **given: str | None
+) -> None:
     """A load-balancing HTTP reverse proxy.
 
     Without a command it serves, as appsettings.json in the current folder says. Environment
@@ -93,8 +95,8 @@ def main(context: click.Context, /, config: Path | None, **given: str | None) ->
     if "" not in sys.path and os.getcwd() not in sys.path:  # as with `python -m`, for policies
         sys.path.insert(0, os.getcwd())
     if context.invoked_subcommand is None:
-        serve(load_settings(config, given))
-    elif config or any(value is not None for value in given.values()):
+        serve(config, given, not no_watch)
+    elif config or no_watch or any(value is not None for value in given.values()):
         raise click.UsageError(
             f"options of a command stand behind it: {context.invoked_subcommand}"
         )
@@ -107,31 +109,35 @@ def build(chosen: settings.Settings) -> Proxy:
         raise BadSettings(error) from None
 
 
-def serve(chosen: settings.Settings) -> None:
-    logs.configure(chosen.log)
-    _raise_file_limit(chosen.limits.connections)
-    signals = catch_signals()
-    proxy = build(chosen)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda *_: proxy.reopen_logs())
+def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> None:
+    """Until a signal ends it."""
+
+    def load() -> settings.Settings:
+        said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+        return settings.load(config, command_line=said)
+
     try:
-        with not_for_threads():
-            proxy.start()
-    except ListenError as error:
+        files = settings.files(config)
+        watcher = Watcher(files) if watch else None
+        chosen = load()
+        source = ", ".join(str(one) for one in files if one.exists())
+        program = Program(chosen, load, source, watcher, lambda text: _tell(chosen, text))
+        program.start()
+    except SettingsError as error:
+        raise BadSettings(error) from None
+    except PyproxyError as error:
         raise Refused(error) from None
-    _tell(
-        chosen,
-        f"pyproxy {__version__} listens on {', '.join(proxy.urls)} and serves {_served(chosen)}",
-    )
+    urls = ", ".join(program.runner.urls)
+    workers = f" with {chosen.worker_count} workers" if chosen.worker_count > 1 else ""
+    _tell(chosen, f"pyproxy {__version__} listens on {urls}{workers} and serves {_served(chosen)}")
     for route in chosen.routes:
         at = f"{route.host or '*'}{route.path}"
         _tell(chosen, f"  {at}: {route.redirect or route.files or _served(route)}")
     for entry in chosen.tcp:
         _tell(chosen, f"  {entry.listen}: {_served(entry)}")
-    signals.get()
-    _tell(chosen, "stopping: requests under way are finished (once more ends at once)")
-    _in_background(_end_at_once, signals)
-    proxy.stop()
+    if program.runner.admin_url:
+        _tell(chosen, f"  admin: {program.runner.admin_url}")
+    sys.exit(program.run())
 
 
 def _tell(chosen: settings.Settings, text: str) -> None:
@@ -149,59 +155,6 @@ def _served(said: PoolSettings) -> str:
     urls = [target.url for target in said.targets]
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
     return f"{many} ({said.policy.name}): {', '.join(urls)}"
-
-
-def catch_signals() -> "queue.SimpleQueue[int]":
-    """SIGINT and SIGTERM, as they come."""
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.put(number))
-    return signals
-
-
-@contextlib.contextmanager
-def not_for_threads() -> Iterator[None]:
-    """Threads started within leave signals to the main thread. A signal that another thread gets
-    doesn't wake the main one, which has to act on it (it happens on a busy machine)."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows has no such choice
-        yield
-        return
-    ours = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _in_background(what: Callable[..., object], *arguments: object) -> None:
-    name = f"pyproxy-{what.__name__.strip('_')}"
-    with not_for_threads():
-        threading.Thread(target=what, args=arguments, name=name, daemon=True).start()
-
-
-def _end_at_once(signals: "queue.SimpleQueue[int]") -> None:
-    os._exit(128 + signals.get())
-
-
-def _raise_file_limit(connections: int) -> None:
-    """A connection needs two descriptors, one on each side."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * connections + 100
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < needed:
-        logging.getLogger("pyproxy").warning(
-            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
-            " or lower the limit",
-            connections,
-            needed,
-            most,
-        )
 
 
 @main.command()
@@ -256,21 +209,21 @@ def target(host: str, port: int, name: str | None, until_eof: bool) -> None:
     """Run the "Hello, world!" target."""
     from pyproxy.lab.target import HelloServer
 
-    signals = catch_signals()
+    signals = catch_signals("SIGINT", "SIGTERM")
     try:
         server = HelloServer(host, port, name)
     except PyproxyError as error:
         raise Refused(error) from None
     with server:
         click.echo(f"target {server.name} listens on {server.url}")
-        _in_background(server.serve_forever)
+        in_background(server.serve_forever)
         if until_eof:
-            _in_background(_signal_at_eof, signals)
+            in_background(_signal_at_eof, signals)
         signals.get()
         server.shutdown()
 
 
-def _signal_at_eof(signals: "queue.SimpleQueue[int]") -> None:
+def _signal_at_eof(signals: Signals) -> None:
     sys.stdin.buffer.read()
     signals.put(0)
 

@@ -297,6 +297,11 @@ class Settings(PoolSettings):
         return [one.place for one in self.listens] + [*tcp.values()]
 
     @property
+    def all_places(self) -> list[tuple[str, str, int]]:
+        """``places``, and that of the admin API last, if it has one."""
+        return self.places + ([self.admin.place] if self.admin.place else [])
+
+    @property
     def needs_tls(self) -> bool:
         """Whether some address speaks TLS itself."""
         return any(one.secure for one in self.listen) or any(one.tls for one in self.tcp)

@@ -55,6 +55,10 @@ class Watcher:
         self._known = dict(self._last)
         return True
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Ends a ``wait``, and all later ones."""
         self._stopped.set()

@@ -16,7 +16,7 @@ from typing import Any
 from pyproxy import logs
 from pyproxy.app import Proxy
 from pyproxy.control.channel import Channel
-from pyproxy.control.control import Control
+from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Memory
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.settings import Settings
@@ -56,14 +56,15 @@ class Worker:
         logs.configure(settings.log)
         self._proxy = proxy = Proxy(
             settings,
-            sockets=_sockets(start["sockets"], files[1:]),
-            memory=Memory(files[0]).map,
-            secret=start["secret"],
+            inheritance=Inheritance(
+                _sockets(start["sockets"], files[1:]),
+                journal=start["journal"],
+                secret=start["secret"],
+            ),
+            memory=Memory(files[0]),
             processor=start["number"],
         )
-        self._control = Control(proxy, start["journal"])
         proxy.start()
-        self._control.journal.replay(self._control)
 
     def _reload(self, settings: bytes, names: list[str], files: list[int]) -> None:
         assert self._proxy
@@ -81,7 +82,8 @@ class Worker:
 
     def __getattr__(self, name: str) -> Any:
         """All other verbs are Control's."""
-        verb = getattr(self._control, name.removeprefix("_"))
+        assert self._proxy
+        verb = getattr(self._proxy.control, name.removeprefix("_"))
         return lambda *arguments, files: verb(*arguments)
 
 

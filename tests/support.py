@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -334,3 +335,62 @@ def run_together(calls: Iterable[Callable[[], object]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+class Load:
+    """Clients that ask without end, from the start of the block to its end; half of them on
+    connections that they keep. As clients do, they send a request again whose kept connection the
+    proxy has closed meanwhile (RFC 9112, 9.3.1); all else is a failure."""
+
+    def __init__(self, url: str, clients: int = 4) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+        self._url = url
+        self._over = threading.Event()
+        # Protects both results.
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(at % 2 == 0,), name="load")
+            for at in range(clients)
+        ]
+
+    def _ask(self, keep: bool) -> None:
+        wire: Wire | None = None
+        while not self._over.is_set():
+            fresh = wire is None
+            try:
+                wire = wire or client(self._url)
+                wire.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                answer = wire.read_message()
+                with self._lock:
+                    self.statuses[answer.status] += 1
+                if keep and answer.get("Connection") != "close":
+                    continue
+            except (OSError, EOFError) as error:
+                if fresh or (wire and wire.buffer):
+                    with self._lock:
+                        self.failures.append(f"{type(error).__name__}: {error}")
+            if wire:
+                wire.close()
+            wire = None
+        if wire:
+            wire.close()
+
+    @property
+    def count(self) -> int:
+        return sum(self.statuses.values())
+
+    def goes_on(self, more: int = 20) -> None:
+        """Waits until so many more have been answered."""
+        wanted = self.count + more
+        eventually(lambda: self.count >= wanted)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()

@@ -23,7 +23,7 @@ FLOORS = (
     ("services", "sockets"),
     ("control",),
     ("app",),
-    ("worker", "scaling", "lab", "contrib"),
+    ("worker", "program", "scaling", "lab", "contrib"),
     ("cli",),
     ("__main__",),
 )
@@ -267,8 +267,9 @@ def test_only_the_command_line_prints_and_exits() -> None:
             tree, "print", "sys.exit", "exit", "quit", "SystemExit", "os._exit", "click.echo"
         )
 
-    assert places(speaks, "pyproxy.cli") == []
+    assert places(speaks, "pyproxy.cli", "pyproxy.program") == []
     assert speaks(MODULES["pyproxy.cli"])
+    assert len(speaks(MODULES["pyproxy.program"])) == 1, "the end at once, at a second signal"
 
 
 def test_nothing_sleeps_where_it_could_be_woken() -> None:

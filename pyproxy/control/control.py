@@ -12,7 +12,7 @@ A target's id is the same in every process and after each start.
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from pyproxy.balancing.counters import Totals
@@ -126,7 +126,7 @@ class Control:
         replayed when the proxy has started."""
         self._proxy = proxy
         self.source: Source | None = None  # of the settings
-        self.count = proxy.totals
+        self.restart: Callable[[], None] | None = None  # has a new program take this one's place
         self.journal = Journal(journal)
         self._started = time.time()
 
@@ -153,7 +153,7 @@ class Control:
 
     def totals(self) -> Totals:
         """What has been counted since the start (``balancing.counters``)."""
-        return self.count()
+        return self._proxy.totals()
 
     def settings(self) -> Json:
         """Those in effect, as ``appsettings.json`` would say them; secrets are hidden."""

@@ -52,8 +52,11 @@ class Ledger:
         return memory
 
     def close(self, memory: Memory) -> None:
-        """The process that counted there has ended: what it has counted stays known."""
+        """The process that counted there has ended: what it has counted stays known. Does nothing
+        the second time, or with a memory of others."""
         with self._lock:
+            if memory not in self._open:
+                return
             self._open.remove(memory)
             self._past = total([self._past, memory.read()])
         memory.close()

@@ -15,6 +15,7 @@ import os
 import pickle
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,16 +24,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pyproxy.balancing.counters import Totals
+from pyproxy.control.admin import AdminPlace
 from pyproxy.control.channel import Channel
 from pyproxy.control.control import Deed, Journal
 from pyproxy.control.described import Described
-from pyproxy.control.ledger import Ledger, Memory
+from pyproxy.control.handover import Inheritance
+from pyproxy.control.ledger import Memory
 from pyproxy.control.merging import merge
 from pyproxy.control.source import Source
 from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.readers import Json, url_of
 from pyproxy.settings import Settings, plain
-from pyproxy.sockets import Sockets, named
+from pyproxy.sockets import named
 
 log = logging.getLogger(__name__)
 
@@ -103,41 +106,39 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
+        inheritance: Inheritance | None = None,
         *,
         check: Callable[[Settings], object] = lambda settings: None,
-        sockets: Sockets | None = None,
-        ledger: Ledger | None = None,
-        journal: Iterable[Deed] = (),
-        secret: bytes = b"",
         failed: Callable[[str], None] = lambda text: None,
     ) -> None:
         """``check`` builds what the settings say, and raises ``SettingsError``: it is asked before
-        a worker is. ``failed`` is called when workers die again and again. The others come from a
-        program that this one replaces."""
+        a worker is. ``failed`` is called when workers die again and again. ``inheritance`` is what
+        a program that was here before has left."""
         if not hasattr(os, "fork"):
             raise SettingsError(["workers: more than 1 needs an operating system that has fork"])
         check(settings)
-        self.settings_in_effect = settings
-        self.source: Source | None = None
-        self.sockets = sockets or Sockets()
-        self.ledger = ledger or Ledger()
-        self.journal = Journal(journal)
-        self.secret = secret or secrets.token_bytes(32)
+        left = inheritance or Inheritance()
+        self.settings = settings
+        self.sockets = left.sockets
+        self.ledger = left.ledger
+        self.secret = left.secret or secrets.token_bytes(32)
+        self.control = SupervisorControl(self, left.journal)
+        self.workers: dict[int, Worker] = {}
+        self.restarts: dict[int, int] = {}
+        # Protects what is known of the workers, and their channels; notified when one begins, or
+        # none will.
+        self.changed = threading.Condition()
+        self._admin = AdminPlace(self.control)
         self._check = check
         self._failed = failed
-        self._began = time.time()
-        self._workers: dict[int, Worker] = {}
-        self._restarts: dict[int, int] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._stopping = threading.Event()
-        # Protects all of the above, and the channels; notified when a worker begins or fails.
-        self._changed = threading.Condition()
         self._problem = ""
 
     @property
     def urls(self) -> list[str]:
         """Where it listens, as ``Proxy.urls``."""
-        places = self.settings_in_effect.places
+        places = self.settings.places
         open_sockets = self.sockets.all()
         return [
             url_of(scheme, host, open_sockets[name].getsockname()[1])
@@ -147,20 +148,31 @@ class Supervisor:
     def start(self) -> None:
         """Returns when all workers serve. Raises ``ListenError``, or ``PyproxyError`` when they
         don't come up."""
-        self.sockets.open(self.settings_in_effect.places)
-        with self._changed:
+        opened = self.sockets.open(self.settings.all_places)
+        with self.changed:
             wanted = self._scale()
-            self._changed.wait_for(lambda: len(self._workers) == wanted or bool(self._problem))
+            self.changed.wait_for(lambda: len(self.workers) == wanted or bool(self._problem))
         if self._problem:
             self.stop(0)
             raise PyproxyError(self._problem)
+        self._apply_admin(opened)
+
+    def _apply_admin(self, opened: dict[str, socket.socket]) -> None:
+        said = self.settings.admin
+        name = [*named(self.settings.all_places)][-1] if said.place else ""
+        self._admin.apply(said, name, opened.get(name))
+
+    @property
+    def admin_url(self) -> str | None:
+        """Of the admin API, if there is one."""
+        return self._admin.url
 
     def _scale(self) -> int:
         """As many threads as workers are wanted; those of others end by themselves."""
-        wanted = self.settings_in_effect.worker_count
+        wanted = self.settings.worker_count
         for number in range(wanted):
             if number not in self._threads:
-                self._restarts.setdefault(number, 0)
+                self.restarts.setdefault(number, 0)
                 thread = threading.Thread(
                     target=self._keep, args=(number,), name=f"pyproxy-worker-{number}", daemon=True
                 )
@@ -169,7 +181,7 @@ class Supervisor:
         return wanted
 
     def _wanted(self, number: int) -> bool:
-        return not self._stopping.is_set() and number < self.settings_in_effect.worker_count
+        return not self._stopping.is_set() and number < self.settings.worker_count
 
     def _keep(self, number: int) -> None:
         """Has one worker serve, and another in its place when it ends, for as long as it is
@@ -186,9 +198,9 @@ class Supervisor:
                 self._give_up(f"worker {number} dies again and again: it {said}")
                 break
             log.error("worker %d %s; another takes its place", number, said)
-            self._restarts[number] += 1
+            self.restarts[number] += 1
             self._stopping.wait(pause)
-        with self._changed:
+        with self.changed:
             self._threads.pop(number, None)
 
     def _run(self, number: int) -> str:
@@ -201,10 +213,10 @@ class Supervisor:
             return f"can't be started: {error}"
         try:
             worker.wait_until_awake()
-            with self._changed:
+            with self.changed:
                 self._begin(worker)
-                self._workers[number] = worker
-                self._changed.notify_all()
+                self.workers[number] = worker
+                self.changed.notify_all()
         except (EOFError, TimeoutError, PyproxyError) as error:
             worker.kill()
             worker.process.wait()
@@ -214,36 +226,36 @@ class Supervisor:
         else:
             worker.process.wait()
         finally:
-            with self._changed:
-                if self._workers.get(number) is worker:
-                    del self._workers[number]
+            with self.changed:
+                if self.workers.get(number) is worker:
+                    del self.workers[number]
             worker.close()
             self.ledger.close(memory)
         return worker.fate()
 
     def _begin(self, worker: Worker) -> None:
         start = {
-            "settings": pickle.dumps(self.settings_in_effect),
+            "settings": pickle.dumps(self.settings),
             "secret": self.secret,
-            "journal": list(self.journal),
+            "journal": list(self.control.journal),
         }
-        opened = self.sockets.open(self.settings_in_effect.places)  # they are, long since
+        opened = self.sockets.open(self.settings.places)  # they are, long since
         sockets = {name: sock.fileno() for name, sock in opened.items()}
         worker.begin(start, sockets)
 
     def _give_up(self, problem: str) -> None:
-        with self._changed:
+        with self.changed:
             self._problem = problem
-            self._changed.notify_all()
+            self.changed.notify_all()
         self._failed(problem)
 
-    def _all(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> list[Any]:
+    def all(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> list[Any]:
         """What the verb returns in each worker. One that doesn't answer is ended: another takes its
         place. Raises what the first raised that did."""
         results: list[Any] = []
         refusal: ControlError | None = None
         files = list(files)
-        for worker in list(self._workers.values()):
+        for worker in list(self.workers.values()):
             try:
                 results.append(worker.call(verb, *arguments, files=files))
             except ControlError as error:
@@ -257,24 +269,19 @@ class Supervisor:
             raise refusal
         return results
 
-    def reload(self) -> list[str]:
-        if self.source is None:
-            raise ControlError(409, "these settings come from no file")
-        return self.source.reload()
-
-    def apply(self, settings: Settings) -> None:
+    def reload(self, settings: Settings) -> None:
         """Goes on with other settings, in all workers. Raises ``SettingsError`` or ``ListenError``,
         having changed nothing."""
-        with self._changed:
+        with self.changed:
             self._check(settings)
-            before = self.sockets.all()
-            opened = self.sockets.open(settings.places)
-            self.settings_in_effect = settings
+            opened = self.sockets.open(settings.all_places)
+            self.settings = settings
             data = pickle.dumps(settings)
-            files = [sock.fileno() for sock in opened.values()]
-            for worker in list(self._workers.values()):
+            names = list(named(settings.places))
+            files = [opened[name].fileno() for name in names]
+            for worker in list(self.workers.values()):
                 try:
-                    worker.call("reload", data, list(opened), files=files)
+                    worker.call("reload", data, names, files=files)
                 except EOFError:
                     continue
                 except (PyproxyError, TimeoutError) as error:
@@ -284,47 +291,97 @@ class Supervisor:
                         error or "no answer",
                     )
                     worker.kill()
-            for name in before.keys() - opened.keys():
-                if not name.startswith("admin "):
-                    self.sockets.close(name)
+            self._apply_admin(opened)
+            for name in self.sockets.all().keys() - opened.keys():
+                self.sockets.close(name)
             self._scale()
-            for number in [one for one in self._workers if not self._wanted(one)]:
-                self._workers[number].tell("stop", None, True)
+            for number in [one for one in self.workers if not self._wanted(one)]:
+                self.workers[number].tell("stop", None, True)
+
+    def reopen_logs(self) -> None:
+        with self.changed:
+            self.all("reopen_logs")
+
+    def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
+        """As ``Proxy.stop``."""
+        if drain is None:
+            drain = self.settings.timeouts.drain
+        self._admin.stop(handed_over)
+        self._stopping.set()
+        with self.changed:
+            for worker in self.workers.values():
+                worker.tell("stop", drain, handed_over)
+            threads = list(self._threads.values())
+        deadline = time.monotonic() + drain + 5
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        self.kill()
+        for thread in threads:
+            thread.join()
+        self.sockets.close_all()
+
+    def kill(self) -> None:
+        """Ends what is left of the workers at once."""
+        for worker in list(self.workers.values()):
+            worker.kill()
+
+    def __enter__(self) -> "Supervisor":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class SupervisorControl:
+    """The verbs, for all workers at once: ``control.Verbs``."""
+
+    def __init__(self, supervisor: Supervisor, journal: Iterable[Deed]) -> None:
+        self._supervisor = supervisor
+        self._began = time.time()
+        self.source: Source | None = None
+        self.restart: Callable[[], None] | None = None  # has a new program take this one's place
+        self.journal = Journal(journal)
+
+    def reload(self) -> list[str]:
+        if self.source is None:
+            raise ControlError(409, "these settings come from no file")
+        return self.source.reload()
 
     def snapshot(self) -> dict[str, Any]:
-        with self._changed:
-            parts = self._all("snapshot")
+        with self._supervisor.changed:
+            parts = self._supervisor.all("snapshot")
             workers = [
                 {
                     "number": one.number,
                     "pid": one.process.pid,
                     "started": one.started,
-                    "restarts": self._restarts[one.number],
+                    "restarts": self._supervisor.restarts[one.number],
                 }
-                for one in sorted(self._workers.values(), key=lambda one: one.number)
+                for one in sorted(self._supervisor.workers.values(), key=lambda one: one.number)
             ]
         return {
             **merge(parts),
             "started": self._began,
             "settings": self.source.describe() if self.source else None,
-            "urls": self.urls,
+            "urls": self._supervisor.urls,
             "workers": workers,
         }
 
     def totals(self) -> Totals:
-        return self.ledger.totals()
+        return self._supervisor.ledger.totals()
 
     def settings(self) -> Json:
-        return plain(self.settings_in_effect)
+        return plain(self._supervisor.settings)
 
     def _do(self, verb: str, target: str, *arguments: Any) -> None:
-        with self._changed:
-            self._all(verb, target, *arguments)
+        with self._supervisor.changed:
+            self._supervisor.all(verb, target, *arguments)
             self.journal.note(verb, target, *arguments)
 
     def add(self, target: Json, pool: str = "") -> str:
-        with self._changed:
-            known: str = self._any(self._all("add", target, pool))
+        with self._supervisor.changed:
+            known: str = self._any("add", target, pool)
             self.journal.note("add", known, target, pool)
         return known
 
@@ -344,45 +401,12 @@ class Supervisor:
         self._do("weight", target, weight)
 
     def explain(self, asked: Described) -> dict[str, Any]:
-        with self._changed:
-            found: dict[str, Any] = self._any(self._all("explain", asked))
+        with self._supervisor.changed:
+            found: dict[str, Any] = self._any("explain", asked)
         return found
 
-    @staticmethod
-    def _any(results: list[Any]) -> Any:
+    def _any(self, verb: str, *arguments: Any) -> Any:
+        results = self._supervisor.all(verb, *arguments)
         if not results:
             raise ControlError(503, "no worker is there just now")
         return results[0]
-
-    def reopen_logs(self) -> None:
-        with self._changed:
-            self._all("reopen_logs")
-
-    def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
-        """As ``Proxy.stop``."""
-        if drain is None:
-            drain = self.settings_in_effect.timeouts.drain
-        self._stopping.set()
-        with self._changed:
-            for worker in self._workers.values():
-                worker.tell("stop", drain, handed_over)
-            threads = list(self._threads.values())
-        deadline = time.monotonic() + drain + 5
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0))
-        self.kill()
-        for thread in threads:
-            thread.join()
-        self.sockets.close_all()
-
-    def kill(self) -> None:
-        """Ends what is left of the workers at once."""
-        for worker in list(self._workers.values()):
-            worker.kill()
-
-    def __enter__(self) -> "Supervisor":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()

@@ -1,0 +1,90 @@
+"""Handover: a new program takes the place of this one, on the same sockets.
+
+hand_over     here: starts the new program, gives it all it needs, waits until it serves
+inherited     there: what it was given
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pyproxy.control.channel import Channel
+from pyproxy.control.control import Deed
+from pyproxy.control.ledger import Ledger, Memory
+from pyproxy.errors import PyproxyError
+from pyproxy.sockets import Sockets
+
+_VARIABLE = "PYPROXY_HANDOVER"  # the descriptor of a channel
+_PATIENCE = 60.0  # seconds until the new program serves
+
+
+class Inheritance:
+    """What somebody has left to a proxy that begins; without anything, nothing."""
+
+    def __init__(
+        self,
+        sockets: Sockets | None = None,
+        ledger: Ledger | None = None,
+        journal: Sequence[Deed] = (),
+        secret: bytes = b"",
+    ) -> None:
+        """Sockets that listen, what has been counted, what was done by hand, and the secret that
+        cookies are made with where the settings name none."""
+        self.sockets = sockets or Sockets()
+        self.ledger = ledger or Ledger()
+        self.journal = journal
+        self.secret = secret
+        self._channel: Channel | None = None
+
+    def serves(self) -> None:
+        """Tells the program before, if there was one, that it may end."""
+        if self._channel:
+            with contextlib.suppress(EOFError):
+                self._channel.send("serves")
+            self._channel.close()
+            self._channel = None
+
+
+def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
+    """What the program before has left. ``unnamed`` are descriptors of sockets that come from
+    elsewhere. Raises ``EOFError`` or ``TimeoutError`` if that program doesn't tell."""
+    number = os.environ.pop(_VARIABLE, "")
+    if not number:
+        return Inheritance(Sockets(unnamed=unnamed))
+    channel = Channel(socket.socket(fileno=int(number)))
+    said, files = channel.receive(_PATIENCE)
+    names = said["sockets"]
+    sockets = {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=False)}
+    memories = [Memory(file) for file in files[len(names) :]]
+    found = Inheritance(Sockets(sockets), Ledger(memories), said["journal"], said["secret"])
+    found._channel = channel
+    return found
+
+
+def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret: bytes) -> int:
+    """Starts this program again, with the same arguments, and returns when it serves: its process.
+    Raises ``PyproxyError`` if it doesn't come to that; then it has ended."""
+    channel, other = Channel.pair()
+    with other:
+        process = subprocess.Popen(
+            [sys.executable, *sys.orig_argv[1:]],
+            pass_fds=[other.fileno()],
+            env={**os.environ, _VARIABLE: str(other.fileno())},
+        )
+    opened = sockets.all()
+    said: dict[str, Any] = {"sockets": list(opened), "journal": list(journal), "secret": secret}
+    try:
+        channel.send(said, [*(sock.fileno() for sock in opened.values()), *ledger.files()])
+        channel.receive(_PATIENCE)
+    except (EOFError, TimeoutError) as error:
+        process.kill()
+        code = process.wait()
+        why = "it was too slow" if isinstance(error, TimeoutError) else f"it ended with {code}"
+        raise PyproxyError(f"the new program doesn't serve, this one goes on: {why}") from None
+    finally:
+        channel.close()
+    return process.pid

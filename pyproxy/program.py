@@ -1,0 +1,198 @@
+"""Program: the proxy as ``python -m pyproxy`` runs it, in one process or with workers.
+
+SIGTERM SIGINT    finishes what is under way, then ends; a second one ends at once
+SIGHUP            reads the settings again, as it does when their file changes
+SIGUSR1           opens the access log anew
+SIGUSR2           hands over to a new program on the same sockets
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from pyproxy import logs
+from pyproxy.app import Proxy
+from pyproxy.control import systemd
+from pyproxy.control.handover import hand_over, inherited
+from pyproxy.control.source import Source
+from pyproxy.control.workers import Supervisor
+from pyproxy.errors import ControlError, PyproxyError
+from pyproxy.settings import Settings
+from pyproxy.watching import Watcher
+
+try:
+    import resource
+except ImportError:  # Windows has no limit on open files to raise
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = {int(getattr(signal, name)): name for name in _NAMES if hasattr(signal, name)}
+_FAILED = -1  # stands in the queue for workers that die again and again
+
+Signals = queue.SimpleQueue[int]
+
+
+def catch_signals(*names: str) -> Signals:
+    """Those with these names, as they come."""
+    signals: Signals = queue.SimpleQueue()
+    for number, name in SIGNALS.items():
+        if name in names:
+            signal.signal(number, lambda number, _: signals.put(number))
+    return signals
+
+
+@contextlib.contextmanager
+def not_for_threads() -> Iterator[None]:
+    """Threads started within leave signals to the main thread. A signal that another thread gets
+    doesn't wake the main one, which has to act on it (it happens on a busy machine)."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has no such choice
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_background(what: Callable[..., object], *arguments: object) -> threading.Thread:
+    name = f"pyproxy-{what.__name__.strip('_')}"
+    with not_for_threads():
+        thread = threading.Thread(target=what, args=arguments, name=name, daemon=True)
+        thread.start()
+    return thread
+
+
+class Program:
+    """Built and run in the main thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        source: str,
+        watcher: Watcher | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        """``load`` reads the settings again; ``source`` says from where, ``watcher`` when they have
+        changed; ``tell`` speaks to the user. Raises ``SettingsError``."""
+        logs.configure(settings.log)
+        _raise_file_limit(settings.limits.connections)
+        self._tell = tell
+        self._signals = catch_signals(*_NAMES)
+        self._watcher = watcher
+        self._problem = ""
+        self._left = inherited(systemd.listen_fds())
+        if settings.worker_count == 1:
+            self.runner: Proxy | Supervisor = Proxy(settings, inheritance=self._left)
+        else:
+            self.runner = Supervisor(settings, self._left, check=Proxy, failed=self._fail)
+        control = self.runner.control
+        control.source = Source(load, self._apply, settings, source)
+        if "SIGUSR2" in SIGNALS.values():
+            control.restart = lambda: self._signals.put(signal.SIGUSR2)
+
+    def _fail(self, problem: str) -> None:
+        self._problem = problem
+        self._signals.put(_FAILED)
+
+    def _apply(self, settings: Settings) -> None:
+        if (settings.worker_count == 1) != isinstance(self.runner, Proxy):
+            log.warning("workers: from or to 1 takes effect with the next start")
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        with not_for_threads():
+            self.runner.reload(settings)
+        logs.configure(settings.log)
+        systemd.notify("READY=1")
+
+    def start(self) -> None:
+        """Serves. Raises ``PyproxyError``."""
+        with not_for_threads():
+            self.runner.start()
+            if self._watcher:
+                in_background(self._reload_when_files_change, self._watcher)
+        self._left.serves()
+        systemd.notify("READY=1", f"MAINPID={os.getpid()}")
+
+    def _reload_when_files_change(self, watcher: Watcher) -> None:
+        while watcher.wait() or not watcher.stopped:
+            self._reload()
+
+    def _reload(self) -> None:
+        with contextlib.suppress(ControlError):  # which is logged
+            self.runner.control.reload()
+
+    def run(self) -> int:
+        """Acts on signals until it is to end, and does that; the exit status."""
+        handed_over = False
+        while True:
+            match SIGNALS.get(number := self._signals.get()):
+                case "SIGHUP":
+                    in_background(self._reload)
+                case "SIGUSR1":
+                    in_background(self.runner.reopen_logs)
+                case "SIGUSR2":
+                    if handed_over := self._hand_over():
+                        break
+                case _:
+                    break
+        if number == _FAILED:
+            self._tell(self._problem)
+        elif not handed_over:
+            self._tell("stopping: requests under way are finished (once more ends at once)")
+        self._stop(handed_over)
+        return 1 if number == _FAILED else 0
+
+    def _hand_over(self) -> bool:
+        """Whether a new program serves."""
+        runner = self.runner
+        try:
+            pid = hand_over(runner.sockets, runner.ledger, runner.control.journal, runner.secret)
+        except PyproxyError as error:
+            log.error("%s", error)
+            return False
+        systemd.notify(f"MAINPID={pid}")
+        self._tell(f"process {pid} takes the place of this one, which finishes what is under way")
+        return True
+
+    def _stop(self, handed_over: bool) -> None:
+        if not handed_over:
+            systemd.notify("STOPPING=1")
+        if self._watcher:
+            self._watcher.stop()
+        in_background(self._end_at_once)
+        self.runner.stop(handed_over=handed_over)
+
+    def _end_at_once(self) -> None:
+        while (number := self._signals.get()) not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        if isinstance(self.runner, Supervisor):
+            self.runner.kill()
+        os._exit(128 + number)
+
+
+def _raise_file_limit(connections: int) -> None:
+    """A connection needs two descriptors, one on each side."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * connections + 100
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        log.warning(
+            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
+            " or lower the limit",
+            connections,
+            needed,
+            most,
+        )

@@ -1,0 +1,328 @@
+"""The proxy as a program: with workers, reloaded, replaced by a new one, under systemd."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.programs import DEADLINE, Program, command, program
+from tests.support import Gate, Load, RawTarget, client, eventually, get, letters
+
+GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = needs_fork
+
+
+class Served:
+    """``python -m pyproxy`` in a folder of its own, with an appsettings.json to be edited."""
+
+    def __init__(self, folder: Path, **said: Any) -> None:
+        self.file = folder / "appsettings.json"
+        self.said = {
+            "listen": "http://127.0.0.1:0",
+            "admin": {"listen": "http://127.0.0.1:0"},
+            **said,
+        }
+        self.write()
+
+    def write(self, **changes: Any) -> None:
+        self.said |= changes
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(self.said))
+        new.replace(self.file)
+
+    def running(self, *arguments: str) -> contextlib.AbstractContextManager[Program]:
+        return program(*arguments, cwd=self.file.parent)
+
+
+def admin(served: Program) -> str:
+    return served.wait_for(r"admin: (http://\S+)")[1]
+
+
+def status(served: Program) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(f"{admin(served)}/status", timeout=DEADLINE).json()
+    return found
+
+
+def workers(served: Program) -> list[int]:
+    return [one["pid"] for one in status(served)["workers"]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_workers_share_the_requests_and_their_counters_add_up(folder: Path) -> None:
+    with (
+        letters("ab") as [a, b],
+        Served(folder, targets=[a.url, b.url], workers=2).running() as served,
+    ):
+        for _ in range(40):
+            assert get(served.url).status == 200
+        found = status(served)
+        assert found["requests"] == 40
+        assert sum(one["requests"] for one in found["pools"][0]["targets"]) == 40
+        assert len(found["workers"]) == 2
+        served.wait_for("with 2 workers")
+        assert served.stop() == 0
+
+
+def replaced(served: Program, gone: int) -> bool:
+    now = workers(served)
+    return len(now) == 2 and gone not in now
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_ends_is_replaced_and_no_total_is_lost(folder: Path, number: int) -> None:
+    with (
+        letters("ab") as [a, b],
+        Served(folder, targets=[a.url, b.url], workers=2).running() as served,
+    ):
+        with Load(served.url) as load:
+            for _ in range(3):
+                load.goes_on()
+                victim = workers(served)[0]
+                os.kill(victim, number)
+                eventually(lambda: len(now := workers(served)) == 2 and victim not in now)
+            load.goes_on()
+        if number == signal.SIGTERM:
+            assert load.failures == []
+        # What a killed one held is lost: at most a request a client and kill.
+        assert len(load.failures) <= 3 * 4
+        assert set(load.statuses) == {200}
+        counted = status(served)["requests"]
+        assert load.count - 3 * 4 <= counted <= load.count + len(load.failures)
+        if number == signal.SIGTERM:
+            assert counted == load.count
+        assert served.stop() == 0
+
+
+def test_what_waits_in_the_backlog_survives_a_killed_worker(folder: Path) -> None:
+    gate = Gate(b"x")
+    limits = {"connections": 1}
+    with RawTarget(gate) as target:
+        said = Served(folder, targets=[target.url], workers=2, limits=limits)
+        with said.running() as served, contextlib.ExitStack() as stack:
+            wires = [stack.enter_context(client(served.url)) for _ in range(12)]
+            for wire in wires:
+                wire.send(GET)
+            for _ in range(2):
+                gate.arrived.get(timeout=DEADLINE)
+            os.kill(workers(served)[0], signal.SIGKILL)
+            gate.open.set()
+            answered = 0
+            for wire in wires:
+                with contextlib.suppress(OSError, EOFError):
+                    answered += wire.read_message().status == 200
+            # A worker holds the one that it serves, and one that waits for its place.
+            assert answered >= 10
+
+
+def test_a_crash_loop_ends_with_a_message(folder: Path) -> None:
+    (folder / "crashing.py").write_text(
+        "import os, threading\n"
+        "def choose(request, targets): ...\n"
+        "if 'worker' in ' '.join(__import__('sys').orig_argv):\n"
+        "    threading.Timer(0.1, os._exit, [3]).start()\n"
+    )
+    said = Served(folder, targets=[8001], workers=2, policy="crashing:choose")
+    with said.running() as served:
+        served.wait_for(r"worker \d dies again and again: it ended with status 3")
+        assert served.wait() == 1
+        assert "Traceback" not in served.text
+
+
+def test_an_edited_file_takes_effect_by_itself(folder: Path) -> None:
+    with letters("ab") as [a, b]:
+        said = Served(folder, targets=[a.url])
+        with said.running() as served:
+            assert get(served.url).body == b"a"
+            said.write(targets=[b.url])
+            served.wait_for("settings: targets: without .* and with .*")
+            assert get(served.url).body == b"b"
+            said.file.write_text('{"targets": [8001], "timeouts": {"raed": 5}}')
+            served.wait_for(r'the settings stay as they were: .*did you mean "read"')
+            assert get(served.url).body == b"b"
+            assert "raed" in status(served)["settings"]["error"]["problems"][0]
+            said.write(targets=[a.url, b.url])
+            served.wait_for("settings: targets: with ")
+            assert status(served)["settings"]["error"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_hangup_reloads_without_a_failed_request(folder: Path, count: int) -> None:
+    with letters("abc") as [a, b, c]:
+        said = Served(folder, targets=[a.url, b.url], workers=count)
+        with said.running("--no-watch") as served, Load(served.url) as load:
+            load.goes_on()
+            for at in range(10):
+                said.write(targets=[[b.url, c.url], [a.url, b.url]][at % 2], max_fails=at + 1)
+                served.send(signal.SIGHUP)
+                served.wait_for(rf"settings: max_fails: \d+ -> {at + 1}$" if at else "targets: w")
+                load.goes_on(5)
+        assert load.failures == []
+        assert set(load.statuses) == {200}
+
+
+def test_the_number_of_workers_changes_while_they_serve(folder: Path) -> None:
+    with letters("a") as [a]:
+        said = Served(folder, targets=[a.url], workers=2)
+        with said.running() as served, Load(served.url) as load:
+            said.write(workers=3)
+            eventually(lambda: len(workers(served)) == 3)
+            load.goes_on()
+            said.write(workers=2)
+            eventually(lambda: len(workers(served)) == 2)
+            load.goes_on()
+        assert load.failures == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_new_program_takes_the_place_of_the_old_one(folder: Path, count: int) -> None:
+    with letters("ab") as [a, b]:
+        said = Served(folder, targets=[a.url, b.url], workers=count)
+        with said.running() as served:
+            url, api = served.url, admin(served)
+            targets = requests.get(f"{api}/targets", timeout=DEADLINE).json()
+            drained = targets["targets"][0]["id"] if isinstance(targets, dict) else targets[0]["id"]
+            answer = requests.patch(
+                f"{api}/targets/{drained}", json={"state": "drain"}, timeout=DEADLINE
+            )
+            assert answer.status_code == 200
+            with Load(url) as load:
+                load.goes_on()
+                served.send(signal.SIGUSR2)
+                new = int(served.wait_for(r"process (\d+) takes the place of this one")[1])
+                assert served.process.wait(DEADLINE) == 0
+                load.goes_on()
+            assert load.failures == []
+            assert set(load.statuses) == {200}
+            found = requests.get(f"{api}/status", timeout=DEADLINE).json()
+            assert found["requests"] == load.count, "the new one knows what the old one counted"
+            states = {one["id"]: one["state"] for one in found["pools"][0]["targets"]}
+            assert states[drained] == "draining", "and what was done by hand"
+            os.kill(new, signal.SIGTERM)
+            eventually(lambda: not served._open)
+
+
+def test_a_new_program_that_does_not_come_up_changes_nothing(folder: Path) -> None:
+    with letters("a") as [a]:
+        said = Served(folder, targets=[a.url])
+        with said.running("--no-watch") as served:
+            said.file.write_text("{")
+            served.send(signal.SIGUSR2)
+            served.wait_for("the new program doesn't serve, this one goes on: it ended with 2")
+            assert get(served.url).body == b"a"
+            assert served.stop() == 0
+
+
+def test_a_second_signal_ends_workers_at_once(folder: Path) -> None:
+    gate = Gate(b"x")
+    with (
+        RawTarget(gate) as target,
+        Served(folder, targets=[target.url], workers=2).running() as served,
+    ):
+        with client(served.url) as wire:
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            served.send(signal.SIGINT)
+            served.wait_for("stopping")
+            began = time.monotonic()
+            assert served.stop(signal.SIGINT) == 130
+            assert time.monotonic() - began < 5
+        gate.open.set()
+
+
+def test_workers_finish_what_is_under_way(folder: Path) -> None:
+    gate = Gate(b"x")
+    with (
+        RawTarget(gate) as target,
+        Served(folder, targets=[target.url], workers=2).running() as served,
+    ):
+        with client(served.url) as wire:
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            served.send(signal.SIGTERM)
+            served.wait_for("stopping")
+            gate.open.set()
+            assert wire.read_message().body == b"x"
+        assert served.wait() == 0
+
+
+def test_workers_end_when_their_supervisor_is_killed(folder: Path) -> None:
+    with letters("a") as [a], Served(folder, targets=[a.url], workers=2).running() as served:
+        served.wait_for("listens on")
+        served.send(signal.SIGKILL)
+        served.wait()
+
+
+# What systemd does: binds the sockets, hands them over as descriptors from 3 on, says so in the
+# environment with the process id, and listens to what it is told.
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "pyproxy", *sys.argv[2:]])
+"""
+
+
+@contextlib.contextmanager
+def notified(folder: Path) -> Iterator[tuple[str, socket.socket]]:
+    path = str(folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        sock.settimeout(DEADLINE)
+        yield path, sock
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sockets_come_from_systemd_and_it_is_told(folder: Path, count: int) -> None:
+    with contextlib.ExitStack() as stack:
+        [a] = stack.enter_context(letters("a"))
+        path, told = stack.enter_context(notified(folder))
+        bound = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        bound.set_inheritable(True)
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        # Somebody asks before the program is there.
+        early = stack.enter_context(client(address))
+        early.send(GET)
+        script = folder / "activate.py"
+        script.write_text(ACTIVATE)
+        settings = ["--listen", address, "--targets", a.url, "--workers", str(count)]
+        words = [sys.executable, str(script), str(bound.fileno()), *settings]
+        served = stack.enter_context(inheriting(bound, words, {"NOTIFY_SOCKET": path}))
+        assert early.read_message().body == b"a"
+        assert told.recv(1000).split(b"\n")[0] == b"READY=1"
+        assert served.stop() == 0
+        assert told.recv(1000) == b"STOPPING=1"
+
+
+def inheriting(
+    sock: socket.socket, words: list[str], env: dict[str, str]
+) -> contextlib.AbstractContextManager[Program]:
+    shell = f'exec {sock.fileno()}<&{sock.fileno()}; exec "$@"'
+    return command("sh", "-c", shell, "sh", *words, env=env)
+
+
+def test_more_than_one_worker_is_refused_where_there_is_no_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyproxy.control.workers import Supervisor
+    from pyproxy.errors import SettingsError
+    from pyproxy.settings import parse
+
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(SettingsError, match="needs an operating system that has fork"):
+        Supervisor(parse({"targets": [8001], "workers": 2}))
