@@ -13,7 +13,7 @@ from typing import Any
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, Option, declared
-from pyproxy.sections import Listen, PoolSettings, TargetSettings
+from pyproxy.sections import AccessLogSettings, Listen, PoolSettings, TargetSettings
 from pyproxy.settings import Route, Settings, plain, tcp_options
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -51,6 +51,7 @@ MADE = {
     "route": lambda: table(Route),
     "tcp": lambda: rows_of(tcp_options()),
     "policies": policies,
+    "access_log": lambda: table(AccessLogSettings),
 }
 
 

@@ -10,7 +10,7 @@
     target      the URL of the last target that was tried
     seconds     from the last attempt to the target's response head
     attempts    targets that were tried
-    request_id  the X-Request-ID that targets got, if ``tracing.request_id`` is on
+    request_id  the X-Request-ID that targets got
 
 A field that there is nothing of is ``-``, in JSON null. What a client sent is escaped, so that it
 can neither end a line nor start one: as ``\\xHH``, in JSON as JSON does.
@@ -47,6 +47,7 @@ class Format(NamedTuple):
 
     time: Callable[[int], str]
     line: Callable[[str, Entry], str]
+    names: bool  # whether it needs the request_id
 
 
 def escape(value: bytes | None) -> str:
@@ -87,10 +88,10 @@ _FIELDS: dict[str, Callable[[str, Entry], str]] = {
 def compiled(said: str) -> Format:
     """Raises ``ValueError``: what is expected."""
     if said == "combined":
-        return Format(_clf_time, _combined)
+        return Format(_clf_time, _combined, False)
     if said == "json":
-        return Format(_iso_time, _json)
-    return Format(_iso_time, _own(said))
+        return Format(_iso_time, _json, True)
+    return Format(_iso_time, _own(said), "{request_id}" in said)
 
 
 def _clf_time(now: int) -> str:

@@ -327,6 +327,7 @@ class Proxy:
                 limits=settings.limits,
                 retry=settings.retry,
                 http2=settings.http2,
+                tracing=settings.tracing,
                 trusted=settings.trusted_proxies,
                 tls=parts.tls if listen.secure else None,
                 access_log=self._access_log,

@@ -399,6 +399,16 @@ class Log:
     )
 
 
+@dataclass(frozen=True)
+class Tracing:
+    request_id: bool = option(
+        True, "give each request that comes without an X-Request-ID one", boolean
+    )
+    start: bool = option(
+        False, "give each request that comes without a traceparent one (W3C Trace Context)", boolean
+    )
+
+
 def read_path(value: Json) -> str:
     found = text(value)
     if not found.startswith("/") or not found.isascii() or not found.isprintable() or " " in found:

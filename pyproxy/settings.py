@@ -50,6 +50,7 @@ from pyproxy.sections import (
     TargetSettings,
     TargetTimeouts,
     Timeouts,
+    Tracing,
     read_access_log,
     read_host,
     read_listen,
@@ -272,6 +273,7 @@ class Settings(PoolSettings):
         optional(read_access_log),
     )
     log: Log = section(Log)
+    tracing: Tracing = section(Tracing)
 
     @property
     def worker_count(self) -> int:

@@ -144,7 +144,7 @@ def test_h2load_gets_every_answer() -> None:
 
 
 def test_a_request_reaches_the_target_as_one_of_http_1_1() -> None:
-    with asked(answer("x", "X-Answer: 1")) as (one, target):
+    with asked(answer("x", "X-Answer: 1"), tracing={"request_id": False}) as (one, target):
         reply = one.get(
             1,
             ("cookie", "a=1"),

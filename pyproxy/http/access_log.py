@@ -61,6 +61,7 @@ class AccessLog:
                 target.url if target else None,
                 request.answered - request.started,
                 request.attempts,
+                request.id if self._format.names else None,
             )
         )
 

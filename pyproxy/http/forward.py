@@ -107,6 +107,14 @@ class Request:
         name, bracket, _ = host.partition("]")  # [::1]:8000
         return name + bracket if bracket else host.partition(":")[0].rstrip(".")
 
+    @property
+    def id(self) -> bytes | None:
+        """The X-Request-ID that goes to a target."""
+        start = len(self.line.wire)
+        if self.head.startswith(b"X-Request-ID:", start):  # where ``tracing`` puts it
+            return self.head[start + 13 : self.head.index(b"\r\n", start)].strip()
+        return self.fields.get(b"x-request-id")
+
     def header(self, name: str) -> str | None:
         """A field's value, its name in any case; of several lines, all (RFC 9110, 5.3)."""
         wanted = name.lower().encode("latin-1", "replace")

@@ -33,6 +33,7 @@ from pyproxy.http.message import (
     request_lines,
 )
 from pyproxy.http.relay import relay_response
+from pyproxy.http.tracing import Make
 from pyproxy.http.upload import Upload
 from pyproxy.tcp.introduction import addresses_of, introduced
 from pyproxy.tcp.proxy_protocol import Addresses
@@ -74,6 +75,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self._minor = -1
         self._fields: RequestFields
         self._fields_sent = b""
+        self._make_head: Make | None = None
         self.unread = False  # there may be more to read: a plain close would reset our answer away
         self.broken = False  # the client must not take the end for that of a response
         self.upload: Upload | None = None
@@ -316,14 +318,20 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         line = request_lines[start]
         if block != self._block or line.minor != self._minor or line.authority:
             self._read_fields(line, block)
-        return Request(line, self._fields, line.wire + self._fields_sent, self)
+        make = self._make_head
+        head = make(line.wire) if make else line.wire + self._fields_sent
+        return Request(line, self._fields, head, self)
 
     def _read_fields(self, line: RequestLine, block: bytes) -> None:
         self._minor = -1
         self._fields = fields = request_fields[line.minor][block]
         if len(fields.lines) > self.server.limits.headers:
             raise HTTPError(431, f"at most {self.server.limits.headers} header fields here")
-        self._fields_sent = fields.for_target(self.peer, self.server.own_host, line.authority)
+        sent = fields.for_target(self.peer, self.server.own_host, line.authority)
+        tracer = self.server.tracer
+        self._fields_sent, self._make_head = (
+            tracer.prepare(fields, sent) if tracer else (sent, None)
+        )
         if line.authority is None:
             self._block, self._minor = block, line.minor
 

@@ -139,7 +139,8 @@ class Stream:
         limits = server.limits
         line, fields = read_request(self._fields, self._bodiless, limits.head, limits.headers)
         sent = fields.for_target(self.peer, server.own_host, None)
-        return Request(line, fields, line.wire + sent, self)
+        sent, make = server.tracer.prepare(fields, sent) if server.tracer else (sent, None)
+        return Request(line, fields, make(line.wire) if make else line.wire + sent, self)
 
     def _respond(self, request: Request) -> None:
         try:

@@ -12,8 +12,8 @@ a repeated head costs one look-up. The request line varies, and is memoised apar
 """
 
 import re
-from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyproxy.errors import BadReply, HTTPError
 
@@ -163,6 +163,7 @@ class RequestFields:
         "keep_alive",
         "length",
         "lines",
+        "traced",
         "upgrade",
     )
 
@@ -194,6 +195,7 @@ class RequestFields:
             line = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self.upgrade
             self._kept.append((b"upgrade", self.upgrade, line))
         self._at_peer: dict[Peer, bytes] = {}
+        self.traced: Any = None  # what ``tracing`` has found in it
 
     def _expectation(self) -> bool:
         if not self._minor:
@@ -209,6 +211,10 @@ class RequestFields:
             if known == name:
                 return value
         return None
+
+    def passed(self, names: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+        """Those of the fields with these names that go to a target as they are."""
+        return [(name, value) for name, value, _ in self._kept if name in names]
 
     def for_target(self, peer: Peer, own: bytes, authority: bytes | None) -> bytes:
         """The lines that go to a target, with the empty line that ends them.

@@ -11,10 +11,11 @@ from pyproxy.http.access_log import AccessLog
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.message import Peer
 from pyproxy.http.routes import Service
+from pyproxy.http.tracing import Tracer
 from pyproxy.listener import Listener
 from pyproxy.net import Buffers
 from pyproxy.readers import Network
-from pyproxy.sections import Http2, Limits, Listen, Retry, Timeouts
+from pyproxy.sections import Http2, Limits, Listen, Retry, Timeouts, Tracing
 from pyproxy.tcp.introduction import trusts
 from pyproxy.tcp.proxy_protocol import plain_ip
 from pyproxy.tls import ServerTLS
@@ -46,6 +47,7 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         limits: Limits,
         retry: Retry,
         http2: Http2,
+        tracing: Tracing,
         trusted: tuple[Network, ...] = (),
         tls: ServerTLS | None = None,
         access_log: AccessLog | None = None,
@@ -57,6 +59,7 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         self.limits = limits
         self.retry = retry
         self.access_log = access_log
+        self.tracer = Tracer(tracing) if tracing.request_id or tracing.start else None
         self.tls = tls
         self.http2 = http2
         # Threads for streams, beyond the one that each HTTP/2 connection may always have.
