@@ -67,7 +67,7 @@ def _part(at: int) -> Callable[[str, Entry], str]:
     return part
 
 
-_FIELDS: dict[str, Callable[[str, Entry], str]] = {
+FIELDS: dict[str, Callable[[str, Entry], str]] = {
     "client": lambda now, entry: entry.client,
     "time": lambda now, entry: now,
     "request": lambda now, entry: escape(entry.request),
@@ -128,7 +128,7 @@ def _quoted(value: bytes | None) -> str:
 
 
 def _own(said: str) -> Callable[[str, Entry], str]:
-    known = ", ".join(_FIELDS)
+    known = ", ".join(FIELDS)
     try:
         parts = list(string.Formatter().parse(said))
     except ValueError:
@@ -141,10 +141,10 @@ def _own(said: str) -> Callable[[str, Entry], str]:
     for text, name, specification, conversion in parts:
         if not (text.isascii() and text.replace("\t", "").isprintable()):
             raise ValueError("expected printable ASCII beside the fields")
-        if name is not None and (name not in _FIELDS or specification or conversion):
+        if name is not None and (name not in FIELDS or specification or conversion):
             more = f"!{conversion}" * bool(conversion) + f":{specification}" * bool(specification)
             raise ValueError(f"unknown field {{{name}{more}}}: expected {known}")
-    fields = [_FIELDS[name] for name in names]
+    fields = [FIELDS[name] for name in names]
     pattern = "".join(
         text.replace("%", "%%") + "%s" * (name is not None) for text, name, *_ in parts
     )

@@ -1,12 +1,13 @@
 """Readers of settings: a JSON value in, a checked value out, or a ``ValueError`` that says what was
-expected (``Problems``, if there are several)."""
+expected (``Problems``, if there are several). For the JSON Schema of the settings a reader also
+tells what it takes (``described``)."""
 
 import difflib
 import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -18,6 +19,31 @@ class Text(str):
     """A value from the environment or the command line, where everything is text."""
 
     __slots__ = ()
+
+
+Schema = Mapping[str, Any]  # JSON Schema; and {"object": kind} for what a section declares
+
+
+class Reader(Generic[T]):
+    """A function that reads, and what values it takes. The schema is what an editor needs, and may
+    take a bit more."""
+
+    def __init__(self, read: Callable[[Json], T], schema: Schema) -> None:
+        self._read = read
+        self.schema = schema
+
+    def __call__(self, value: Json) -> T:
+        return self._read(value)
+
+
+def described(schema: Schema) -> Callable[[Callable[[Json], T]], Reader[T]]:
+    """Says of a function what it takes."""
+    return lambda read: Reader(read, schema)
+
+
+def schema_of(read: Callable[[Json], Any]) -> Schema:
+    """What a reader takes: anything, if it doesn't tell."""
+    return read.schema if isinstance(read, Reader) else {}
 
 
 def unknown_setting(key: str, known: list[str]) -> str:
@@ -34,9 +60,10 @@ def literal(value: Json) -> Json:
     return value
 
 
-def whole(least: int, most: int | None = None) -> Callable[[Json], int]:
+def whole(least: int, most: int | None = None) -> Reader[int]:
     between = f"from {least} to {most}" if most is not None else f"of at least {least}"
 
+    @described({"type": "integer", "minimum": least} | ({"maximum": most} if most else {}))
     def read(value: Json) -> int:
         value = literal(value)
         if type(value) is not int or value < least or (most is not None and value > most):
@@ -46,12 +73,12 @@ def whole(least: int, most: int | None = None) -> Callable[[Json], int]:
     return read
 
 
-def number(
-    least: float, most: float | None = None, *, above: bool = False
-) -> Callable[[Json], float]:
+def number(least: float, most: float | None = None, *, above: bool = False) -> Reader[float]:
     """``above``: ``least`` itself is too little."""
     between = f"{'above' if above else 'from'} {least:g}" + (f" to {most:g}" if most else "")
+    lowest = {"exclusiveMinimum" if above else "minimum": least}
 
+    @described({"type": "number", **lowest, **({"maximum": most} if most else {})})
     def read(value: Json) -> float:
         value = literal(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -63,6 +90,7 @@ def number(
     return read
 
 
+@described({"type": "boolean"})
 def boolean(value: Json) -> bool:
     value = literal(value)
     if not isinstance(value, bool):
@@ -70,6 +98,7 @@ def boolean(value: Json) -> bool:
     return value
 
 
+@described({"type": "string"})
 def text(value: Json) -> str:
     if not isinstance(value, str):
         raise ValueError("expected a text")
@@ -84,6 +113,11 @@ _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
 
+def _measure(units: Mapping[str, float]) -> Schema:
+    pattern = rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(units)})$"
+    return {"type": ["number", "string"], "minimum": 0, "pattern": pattern}
+
+
 def _measured(value: Json, units: Mapping[str, float]) -> float | None:
     value = literal(value)
     if isinstance(value, str):
@@ -95,6 +129,7 @@ def _measured(value: Json, units: Mapping[str, float]) -> float | None:
     return None
 
 
+@described({**_measure(_DURATIONS), "examples": ["500ms", "10s", "5m", "1h"]})
 def duration(value: Json) -> float:
     seconds = _measured(value, _DURATIONS)  # NaN is refused too
     if seconds is None or not 0 < seconds < 10**9:
@@ -104,6 +139,7 @@ def duration(value: Json) -> float:
     return seconds
 
 
+@described({**_measure(_SIZES), "examples": ["64KB", "1MB"]})
 def size(value: Json) -> int:
     found = _measured(value, _SIZES)
     if found is None or not 0 <= found < 2**63 or found != int(found):
@@ -111,14 +147,25 @@ def size(value: Json) -> int:
     return int(found)
 
 
-def optional(read: Callable[[Json], T]) -> Callable[[Json], T | None]:
+def optional(read: Callable[[Json], T]) -> Reader[T | None]:
+    @described(_or_null(schema_of(read)))
     def read_optional(value: Json) -> T | None:
         return None if literal(value) is None else read(value)
 
     return read_optional
 
 
-def one_of(*names: str) -> Callable[[Json], str]:
+def _or_null(schema: Schema) -> Schema:
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "type" in schema:
+        types = schema["type"]
+        return {**schema, "type": [*([types] if isinstance(types, str) else types), "null"]}
+    return either(schema, {"type": "null"})
+
+
+def one_of(*names: str) -> Reader[str]:
+    @described({"enum": list(names)})
     def read(value: Json) -> str:
         if value not in names:
             raise ValueError(f"expected {' or '.join(json.dumps(name) for name in names)}")
@@ -136,7 +183,8 @@ def items(value: Json) -> list[Json]:
     return value if isinstance(value, list) else [value]
 
 
-def list_of(read: Callable[[Json], T]) -> Callable[[Json], tuple[T, ...]]:
+def list_of(read: Callable[[Json], T]) -> Reader[tuple[T, ...]]:
+    @described(schema_of_list(schema_of(read)))
     def read_list(value: Json) -> tuple[T, ...]:
         found, problems = [], []
         for at, item in enumerate(items(value)):
@@ -153,6 +201,14 @@ def list_of(read: Callable[[Json], T]) -> Callable[[Json], tuple[T, ...]]:
     return read_list
 
 
+def schema_of_list(item: Schema, least: int = 0) -> Schema:
+    return either({"type": "array", "items": item, "minItems": least}, item)
+
+
+def either(*schemas: Schema) -> Schema:
+    return {"anyOf": [one for schema in schemas for one in schema.get("anyOf", [schema])]}
+
+
 class Problems(ValueError):
     """Several problems below one path: ``[(path, text), …]``."""
 
@@ -165,6 +221,7 @@ def parts(error: ValueError) -> list[tuple[str, str]]:
     return error.found if isinstance(error, Problems) else [("", str(error))]
 
 
+@described({"type": "string", "pattern": r"^[0-9A-Fa-f:.]+(/|,|$)"})
 def network(value: Json) -> Network:
     try:
         return ipaddress.ip_network(text(value))

@@ -2,23 +2,27 @@
 
 import importlib.util
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyproxy.access_format import compiled
+from pyproxy.access_format import FIELDS, compiled
 from pyproxy.balancing.policies import PolicyChoice, policy
 from pyproxy.options import REQUIRED, option, read_object, section
 from pyproxy.readers import (
     Json,
+    Reader,
+    Schema,
     address,
     boolean,
+    described,
     duration,
+    either,
     list_of,
     literal,
     number,
     one_of,
     optional,
     refuse_duplicates,
+    schema_of_list,
     size,
     text,
     url_of,
@@ -26,18 +30,42 @@ from pyproxy.readers import (
 )
 
 
+def url_schema(*schemes: str) -> Schema:
+    """A port, or a URL with one of the schemes; several may stand in a text."""
+    pattern = rf"^([0-9]|({'|'.join(schemes)})://)"
+    return {"type": ["integer", "string"], "minimum": 0, "maximum": 65535, "pattern": pattern}
+
+
+@described(url_schema("http", "https"))
+def _listen_url(value: Json) -> str:
+    return url_of(*address(value, ("http", "https"), "127.0.0.1", 80))
+
+
+@described({"enum": [301, 302, 303, 307, 308]})
+def read_status(value: Json) -> int:
+    if (found := literal(value)) not in (301, 302, 303, 307, 308):
+        raise ValueError("expected 301, 302, 303, 307 or 308")
+    return int(found)
+
+
+@described({"type": "string", "pattern": "^/[!-~]*$"})
+def read_path(value: Json) -> str:
+    found = text(value)
+    if not found.startswith("/") or not found.isascii() or not found.isprintable() or " " in found:
+        raise ValueError('expected a path like "/health"')
+    return found
+
+
 @dataclass(frozen=True)
 class Listen:
     """An address to listen on; port 0 lets the system choose. A text or a port stands for an
     object with that ``url``."""
 
-    url: str = option(REQUIRED, "where to listen", lambda value: _listen_url(value))
+    url: str = option(REQUIRED, "where to listen", _listen_url)
     redirect: str | None = option(
         None, '"https": send clients to the same address there', optional(one_of("https"))
     )
-    redirect_status: int = option(
-        302, "301, 302, 303, 307 or 308", lambda value: read_status(value)
-    )
+    redirect_status: int = option(302, "301, 302, 303, 307 or 308", read_status)
     proxy_protocol: bool = option(
         False,
         "connections begin with a PROXY header that tells the client; only from trusted_proxies",
@@ -54,16 +82,7 @@ class Listen:
         return self.url.startswith("https:")
 
 
-def _listen_url(value: Json) -> str:
-    return url_of(*address(value, ("http", "https"), "127.0.0.1", 80))
-
-
-def read_status(value: Json) -> int:
-    if (found := literal(value)) not in (301, 302, 303, 307, 308):
-        raise ValueError("expected 301, 302, 303, 307 or 308")
-    return int(found)
-
-
+@described(schema_of_list(either(_listen_url.schema, {"object": Listen}), 1))
 def read_listen(value: Json) -> tuple[Listen, ...]:
     def read(one: Json) -> Listen:
         return read_object(Listen, one) if isinstance(one, dict) else Listen(_listen_url(one))
@@ -76,6 +95,23 @@ def read_listen(value: Json) -> tuple[Listen, ...]:
 
 
 TARGET_SCHEMES = ("http", "https", "dns")
+TCP_SCHEMES = ("tcp", "dns")
+
+
+def _with_port(found: tuple[str, str, int]) -> str:
+    if not found[2]:
+        raise ValueError("expected a port from 1 to 65535")
+    return url_of(*found)
+
+
+@described(url_schema(*TARGET_SCHEMES))
+def _target_url(value: Json) -> str:
+    return _with_port(address(value, TARGET_SCHEMES, "localhost", 80))
+
+
+@described(url_schema(*TCP_SCHEMES))
+def read_tcp_url(value: Json) -> str:
+    return _with_port(address(value, TCP_SCHEMES, "localhost", None))
 
 
 @dataclass(frozen=True)
@@ -85,7 +121,7 @@ class TargetSettings:
     url: str = option(
         REQUIRED,
         "where it is: http://host:port, a bare port, or dns://name:port for all behind a name",
-        lambda value: _target_url(value),
+        _target_url,
     )
     weight: int = option(1, "its share of the requests, beside the others' weights", whole(1, 256))
     backup: bool = option(False, "serves only when no ordinary target is left", boolean)
@@ -117,9 +153,6 @@ class TargetSettings:
         return "https" if self.url.startswith("https:") else "http"
 
 
-TCP_SCHEMES = ("tcp", "dns")
-
-
 @dataclass(frozen=True)
 class TCPTarget(TargetSettings):
     """The same in a tcp entry."""
@@ -127,7 +160,7 @@ class TCPTarget(TargetSettings):
     url: str = option(
         REQUIRED,
         "where it is: tcp://host:port, a bare port, or dns://name:port for all behind a name",
-        lambda value: read_tcp_url(value),
+        read_tcp_url,
     )
 
     @property
@@ -140,37 +173,24 @@ class TCPTarget(TargetSettings):
         return "tcp"
 
 
-def _with_port(found: tuple[str, str, int]) -> str:
-    if not found[2]:
-        raise ValueError("expected a port from 1 to 65535")
-    return url_of(*found)
+@described(either(_target_url.schema, {"object": TargetSettings}))
+def read_target(value: Json) -> TargetSettings:
+    """A URL, a bare port, or an object with it."""
+    if isinstance(value, dict):
+        return read_object(TargetSettings, value)
+    return TargetSettings(_target_url(value))
 
 
-def _target_url(value: Json) -> str:
-    return _with_port(address(value, TARGET_SCHEMES, "localhost", 80))
-
-
-def read_tcp_url(value: Json) -> str:
-    return _with_port(address(value, TCP_SCHEMES, "localhost", None))
-
-
-def read_target(one: Json) -> TargetSettings:
-    """A URL, a bare port, or an object with it. Raises ``ValueError``."""
+@described(either(read_tcp_url.schema, {"object": TCPTarget}))
+def read_tcp_target(value: Json) -> TargetSettings:
+    """The same in a tcp entry."""
     return (
-        read_object(TargetSettings, one)
-        if isinstance(one, dict)
-        else TargetSettings(_target_url(one))
+        read_object(TCPTarget, value) if isinstance(value, dict) else TCPTarget(read_tcp_url(value))
     )
 
 
-def read_tcp_target(one: Json) -> TargetSettings:
-    """The same in a tcp entry."""
-    return read_object(TCPTarget, one) if isinstance(one, dict) else TCPTarget(read_tcp_url(one))
-
-
-def targets_of(
-    read: Callable[[Json], TargetSettings], example: str
-) -> Callable[[Json], tuple[TargetSettings, ...]]:
+def targets_of(read: Reader[TargetSettings], example: str) -> Reader[tuple[TargetSettings, ...]]:
+    @described(schema_of_list(read.schema, 1))
     def read_all(value: Json) -> tuple[TargetSettings, ...]:
         found = list_of(read)(value)
         if not found:
@@ -184,9 +204,10 @@ def targets_of(
 _targets = targets_of(read_target, "http://localhost:8001")
 
 
-def _cookie_name(value: Json) -> str | None:
-    found = optional(text)(value)
-    if found is not None and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", found):
+@described({"type": "string", "pattern": r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"})
+def _cookie_name(value: Json) -> str:
+    found = text(value)
+    if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", found):
         raise ValueError('expected a name like "SERVERID"')
     return found
 
@@ -199,7 +220,7 @@ class Health:
         optional(duration),
         "seconds",
     )
-    path: str = option("/", "what a check asks for", lambda value: read_path(value))
+    path: str = option("/", "what a check asks for", read_path)
     timeout: float = option(5.0, "for a check's answer", duration, "seconds")
     status: tuple[int, ...] = option(
         (), "the statuses of a healthy target (none: any below 500)", list_of(whole(200, 599))
@@ -213,7 +234,9 @@ class Health:
 @dataclass(frozen=True)
 class StickySettings:
     cookie: str | None = option(
-        None, "the name of the cookie that binds a client to a target (null: none)", _cookie_name
+        None,
+        "the name of the cookie that binds a client to a target (null: none)",
+        optional(_cookie_name),
     )
     secret: str | None = option(
         None,
@@ -247,6 +270,7 @@ class CertificatePair:
     key: str = option(REQUIRED, "a file in PEM", text)
 
 
+@described({"object": CertificatePair})
 def _pair(value: Json) -> CertificatePair:
     if not isinstance(value, dict):
         raise ValueError("expected an object with certificate and key")
@@ -328,6 +352,7 @@ class Limits:
     )
 
 
+@described(boolean.schema)
 def _http2(value: Json) -> bool:
     found = boolean(value)
     if found and not _has_h2():
@@ -364,6 +389,10 @@ class Unavailable:
     body: str = option("All servers is off", "the body when no target is left", text)
 
 
+_WITH_FIELDS = {"type": "string", "pattern": rf"\{{({'|'.join(FIELDS)})\}}"}
+
+
+@described(either({"enum": ["combined", "json"]}, _WITH_FIELDS))
 def _format(value: Json) -> str:
     found = text(value)
     compiled(found)
@@ -380,6 +409,7 @@ class AccessLogSettings:
     )
 
 
+@described(either(text.schema, {"object": AccessLogSettings}))
 def read_access_log(value: Json) -> AccessLogSettings:
     found = literal(value)
     if isinstance(found, dict):
@@ -395,7 +425,9 @@ class Log:
         one_of("text", "json"),
     )
     level: str = option(
-        "info", "the least that is logged", one_of("debug", "info", "warning", "error")
+        "info",
+        'the least that is logged: "debug", "info", "warning" or "error"',
+        one_of("debug", "info", "warning", "error"),
     )
 
 
@@ -409,17 +441,9 @@ class Tracing:
     )
 
 
-def read_path(value: Json) -> str:
+@described({"type": "string", "pattern": r"^(\*\.)?[^*/ ]+$"})
+def read_host(value: Json) -> str:
     found = text(value)
-    if not found.startswith("/") or not found.isascii() or not found.isprintable() or " " in found:
-        raise ValueError('expected a path like "/health"')
-    return found
-
-
-def read_host(value: Json) -> str | None:
-    found = optional(text)(value)
-    if found is None:
-        return None
     name = found.removeprefix("*.")
     try:
         _, host, _ = address(f"http://{name}", ("http",), "", 80)
@@ -462,10 +486,12 @@ class PoolSettings:
     )
 
 
+@described(url_schema("http"))
 def _admin_listen(value: Json) -> str:
     return url_of(*address(value, ("http",), "127.0.0.1", 80))
 
 
+@described({"type": "string", "minLength": 1})
 def _user(value: Json) -> str:
     found = text(value)
     if not found or ":" in found or not found.isprintable():

@@ -25,6 +25,7 @@ from pyproxy.readers import (
     Problems,
     address,
     boolean,
+    described,
     duration,
     is_loopback,
     items,
@@ -34,6 +35,7 @@ from pyproxy.readers import (
     optional,
     parts,
     refuse_duplicates,
+    schema_of_list,
     text,
     url_of,
     whole,
@@ -61,6 +63,7 @@ from pyproxy.sections import (
 )
 
 
+@described(text.schema)
 def _folder(value: Json) -> str:
     found = text(value)
     if "\0" in found or not os.path.isdir(found):
@@ -68,6 +71,7 @@ def _folder(value: Json) -> str:
     return found
 
 
+@described({"type": "string", "pattern": r"^(?!\.)[^/\\:~]+$"})
 def _file_name(value: Json) -> str:
     found = text(value)
     if not re.fullmatch(r"(?!\.)[^/\\:~\0]+", found):
@@ -75,6 +79,7 @@ def _file_name(value: Json) -> str:
     return found
 
 
+@described({"type": "string", "pattern": "^[!-~]+$"})
 def _location(value: Json) -> str:
     found = text(value)
     if not found.isascii() or not found.isprintable() or " " in found or not found:
@@ -88,9 +93,9 @@ class Route(PoolSettings):
     of a pool; what isn't said is as it is at the top), ``files`` or ``redirect``."""
 
     host: str | None = option(
-        None, 'for this host, or "*.example.com" for all below (null: for any)', read_host
+        None, 'for this host, or "*.example.com" for all below (null: for any)', optional(read_host)
     )
-    path: str = option("/", "for this path and all below it", lambda value: read_path(value))
+    path: str = option("/", "for this path and all below it", read_path)
     files: str | None = option(None, "a folder whose files are served", optional(_folder))
     index: str = option("index.html", "the file that stands for its folder", _file_name)
     expires: float | None = option(
@@ -104,6 +109,10 @@ class Route(PoolSettings):
     redirect_status: int = option(302, "301, 302, 303, 307 or 308", read_status)
 
 
+_ONE_KIND = [{"required": [one]} for one in ("targets", "files", "redirect")]
+
+
+@described({"object": Route, "oneOf": _ONE_KIND})
 def _route(value: Json) -> Route:
     if not isinstance(value, dict):
         raise ValueError("expected an object")
@@ -113,6 +122,7 @@ def _route(value: Json) -> Route:
     return found
 
 
+@described(schema_of_list(_route.schema))
 def _routes(value: Json) -> tuple[Route, ...]:
     found = list_of(_route)(value)
     refuse_duplicates([f"{one.host or ''}{one.path.rstrip('/')}/" for one in found])
@@ -135,14 +145,19 @@ _TCP_SETTINGS: dict[str, Collection[str] | None] = {
 }
 
 
+@described({"type": ["integer", "string"], "minimum": 0, "maximum": 65535, "pattern": ":|^[0-9]+$"})
+def _tcp_listen(value: Json) -> str:
+    if isinstance(value, str) and not value.isdigit() and "://" not in value:
+        value = f"tcp://{value}"
+    return url_of(*address(value, ("tcp",), "127.0.0.1", None))
+
+
 @dataclass(frozen=True)
 class TCPEntry(PoolSettings):
     """A listening address whose connections are relayed to ``targets`` as they are, with what is
     said of a pool as far as it needs no HTTP; what isn't said is as it is at the top."""
 
-    listen: str = option(
-        REQUIRED, "where to listen: host:port, or a bare port", lambda value: _tcp_listen(value)
-    )
+    listen: str = option(REQUIRED, "where to listen: host:port, or a bare port", _tcp_listen)
     targets: tuple[TargetSettings, ...] = option(
         REQUIRED,
         "the servers behind it: tcp://host:port, bare ports of this machine, or objects",
@@ -162,19 +177,13 @@ class TCPEntry(PoolSettings):
         None,
         'for clients that ask for this name (or "*.example.com") in TLS, which passes untouched;'
         " several entries may listen at one address (null: for all others)",
-        read_host,
+        optional(read_host),
     )
 
     @property
     def place(self) -> tuple[str, str, int]:
         """Scheme, host and port."""
         return address(self.listen, ("tcp",), "127.0.0.1", None)
-
-
-def _tcp_listen(value: Json) -> str:
-    if isinstance(value, str) and not value.isdigit() and "://" not in value:
-        value = f"tcp://{value}"
-    return url_of(*address(value, ("tcp",), "127.0.0.1", None))
 
 
 def tcp_options() -> list[tuple[str, Option, Any]]:
@@ -199,6 +208,7 @@ def _needs_http(value: Mapping[str, Json]) -> list[tuple[str, str]]:
     return found
 
 
+@described({"object": TCPEntry})
 def _tcp_entry(value: Json) -> TCPEntry:
     if not isinstance(value, dict):
         raise ValueError("expected an object")
@@ -221,6 +231,7 @@ def _tcp_entry(value: Json) -> TCPEntry:
     return found
 
 
+@described(schema_of_list(_tcp_entry.schema))
 def _tcp(value: Json) -> tuple[TCPEntry, ...]:
     found = list_of(_tcp_entry)(value)
     refuse_duplicates(
@@ -236,6 +247,17 @@ def _tcp(value: Json) -> tuple[TCPEntry, ...]:
     if problems:
         raise Problems(problems)
     return found
+
+
+@described(either({"type": "integer", "minimum": 1, "maximum": 256}, {"const": "auto"}))
+def _workers(value: Json) -> int | str:
+    value = literal(value)
+    if value == "auto":
+        return "auto"
+    try:
+        return whole(1, 256)(value)
+    except ValueError:
+        raise ValueError('expected a whole number from 1 to 256, or "auto"') from None
 
 
 @dataclass(frozen=True)
@@ -262,7 +284,7 @@ class Settings(PoolSettings):
         list_of(network),
     )
     workers: int | str = option(
-        1, 'processes that serve, or "auto": one for each processor', lambda value: _workers(value)
+        1, 'processes that serve, or "auto": one for each processor', _workers
     )
     cpu_affinity: bool = option(
         True, "serve on one processor: faster, since the interpreter uses only one", boolean
@@ -316,16 +338,6 @@ class Settings(PoolSettings):
             own = said.target_tls
             names += [own.ca, own.certificate, own.key]
         return [Path(name) for name in dict.fromkeys(names) if name]
-
-
-def _workers(value: Json) -> int | str:
-    value = literal(value)
-    if value == "auto":
-        return "auto"
-    try:
-        return whole(1, 256)(value)
-    except ValueError:
-        raise ValueError('expected a whole number from 1 to 256, or "auto"') from None
 
 
 _POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}

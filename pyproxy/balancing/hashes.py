@@ -13,7 +13,7 @@ from pyproxy.balancing.policy import GOLDEN, Asked, Policy, RingPolicy, Targets,
 from pyproxy.balancing.target import Target
 from pyproxy.errors import EmptyRing
 from pyproxy.options import option
-from pyproxy.readers import Json, number, optional, text, whole
+from pyproxy.readers import Json, described, number, optional, text, whole
 
 
 def _hash(key: str) -> int:
@@ -67,6 +67,7 @@ _KEYS = {
 }
 
 
+@described({"type": "string", "pattern": "^(client|uri|(header|cookie|query):.+)$"})
 def key_text(value: Json) -> str:
     kind, colon, name = text(value).partition(":")
     if value in ("client", "uri") or (kind in _KEYS and colon and name):
