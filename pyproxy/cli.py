@@ -16,14 +16,9 @@ import click
 from pyproxy import __version__, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import PyproxyError, SettingsError
-from pyproxy.program import Program, Signals, catch_signals, in_background
+from pyproxy.program import Program, Signals, catch_signals, in_background, inheritance
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
-
-try:
-    import resource
-except ImportError:  # Windows has no limit on open files to raise
-    resource = None  # type: ignore[assignment]
 
 
 class Refused(click.ClickException):
@@ -116,12 +111,13 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
         said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
         return settings.load(config, command_line=said)
 
+    left = inheritance()
     try:
         files = settings.files(config)
         watcher = Watcher(files) if watch else None
         chosen = load()
         source = ", ".join(str(one) for one in files if one.exists())
-        program = Program(chosen, load, source, watcher, lambda text: _tell(chosen, text))
+        program = Program(chosen, load, source, watcher, lambda text: _tell(chosen, text), left)
         program.start()
     except SettingsError as error:
         raise BadSettings(error) from None

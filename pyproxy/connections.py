@@ -19,6 +19,7 @@ class Server(Protocol):
 
     hurry: bool  # answer with `Connection: close`, don't wait for another request
     closing: bool  # the end has begun
+    hasty: bool  # and nobody else will accept: what has sent nothing yet is ended at once
     over: bool  # and what is left is broken off
 
 
@@ -109,7 +110,7 @@ class Connections:
             for one in among
             if one.idle_since
             and not one.ended
-            and (one.served or one.server.closing or now - one.idle_since > _GRACE)
+            and (one.served or one.server.hasty or now - one.idle_since > _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True

@@ -49,7 +49,7 @@ class Listener(socketserver.TCPServer):
         """``place`` is scheme, host and port as they were said; ``sock`` listens there, and may do
         so in other processes too. ``processor`` is what to stay on (None: on none)."""
         self.connections = connections
-        self.hurry = self.closing = self.over = False
+        self.hurry = self.closing = self.hasty = self.over = False
         self._processor = processor
         # Protects the two counts; notified when the last thread ends.
         self._idle = threading.Condition()
@@ -157,6 +157,7 @@ class Listener(socketserver.TCPServer):
         all is finished, or breaks the rest off after ``drain`` seconds (``timeouts.drain``). If the
         socket is ``handed_over``, it and its backlog are left to the other processes."""
         deadline = time.monotonic() + (self.timeouts.drain if drain is None else drain)
+        self.hasty = not handed_over
         self.connections.drain(self)
         if not handed_over:
             self._take_backlog()

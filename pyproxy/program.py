@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pyproxy import logs
 from pyproxy.app import Proxy
 from pyproxy.control import systemd
-from pyproxy.control.handover import hand_over, inherited
+from pyproxy.control.handover import Inheritance, hand_over, inherited
 from pyproxy.control.source import Source
 from pyproxy.control.workers import Supervisor
 from pyproxy.errors import ControlError, PyproxyError
@@ -70,6 +70,12 @@ def in_background(what: Callable[..., object], *arguments: object) -> threading.
     return thread
 
 
+def inheritance() -> Inheritance:
+    """What the program before this one, or systemd, has left. To be asked for before the settings
+    are read: it takes its own variables out of the environment."""
+    return inherited(systemd.listen_fds())
+
+
 class Program:
     """Built and run in the main thread."""
 
@@ -80,16 +86,18 @@ class Program:
         source: str,
         watcher: Watcher | None,
         tell: Callable[[str], None],
+        left: Inheritance,
     ) -> None:
         """``load`` reads the settings again; ``source`` says from where, ``watcher`` when they have
-        changed; ``tell`` speaks to the user. Raises ``SettingsError``."""
+        changed; ``tell`` speaks to the user; ``left`` is what the program before has left. Raises
+        ``SettingsError``."""
         logs.configure(settings.log)
         _raise_file_limit(settings.limits.connections)
         self._tell = tell
         self._signals = catch_signals(*_NAMES)
         self._watcher = watcher
         self._problem = ""
-        self._left = inherited(systemd.listen_fds())
+        self._left = left
         if settings.worker_count == 1:
             self.runner: Proxy | Supervisor = Proxy(settings, inheritance=self._left)
         else:

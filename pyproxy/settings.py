@@ -27,6 +27,7 @@ from pyproxy.readers import (
     boolean,
     described,
     duration,
+    either,
     is_loopback,
     items,
     list_of,

@@ -131,10 +131,13 @@ class Program:
 
 @contextlib.contextmanager
 def command(
-    *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *words: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    files: Sequence[int] = (),
 ) -> Iterator[Program]:
     """Any program, ended at the end of the block with all that it has started. ``env`` stands over
-    this process's environment."""
+    this process's environment; ``files`` are descriptors that it inherits."""
     with heeding_interrupts():
         process = subprocess.Popen(
             words,
@@ -146,6 +149,7 @@ def command(
             text=True,
             encoding="utf-8",
             start_new_session=True,
+            pass_fds=files,
         )
     with process:
         running = Program(process)

@@ -94,7 +94,7 @@ def test_a_worker_that_ends_is_replaced_and_no_total_is_lost(folder: Path, numbe
                 load.goes_on()
                 victim = workers(served)[0]
                 os.kill(victim, number)
-                eventually(lambda: len(now := workers(served)) == 2 and victim not in now)
+                eventually(lambda gone=victim: replaced(served, gone))  # type: ignore[misc]
             load.goes_on()
         if number == signal.SIGTERM:
             assert load.failures == []
@@ -220,6 +220,7 @@ def test_a_new_program_that_does_not_come_up_changes_nothing(folder: Path) -> No
     with letters("a") as [a]:
         said = Served(folder, targets=[a.url])
         with said.running("--no-watch") as served:
+            served.wait_for("listens on")
             said.file.write_text("{")
             served.send(signal.SIGUSR2)
             served.wait_for("the new program doesn't serve, this one goes on: it ended with 2")
@@ -293,7 +294,6 @@ def test_sockets_come_from_systemd_and_it_is_told(folder: Path, count: int) -> N
         [a] = stack.enter_context(letters("a"))
         path, told = stack.enter_context(notified(folder))
         bound = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        bound.set_inheritable(True)
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         # Somebody asks before the program is there.
         early = stack.enter_context(client(address))
@@ -302,18 +302,12 @@ def test_sockets_come_from_systemd_and_it_is_told(folder: Path, count: int) -> N
         script.write_text(ACTIVATE)
         settings = ["--listen", address, "--targets", a.url, "--workers", str(count)]
         words = [sys.executable, str(script), str(bound.fileno()), *settings]
-        served = stack.enter_context(inheriting(bound, words, {"NOTIFY_SOCKET": path}))
+        env = {"NOTIFY_SOCKET": path}
+        served = stack.enter_context(command(*words, env=env, files=[bound.fileno()]))
         assert early.read_message().body == b"a"
         assert told.recv(1000).split(b"\n")[0] == b"READY=1"
         assert served.stop() == 0
         assert told.recv(1000) == b"STOPPING=1"
-
-
-def inheriting(
-    sock: socket.socket, words: list[str], env: dict[str, str]
-) -> contextlib.AbstractContextManager[Program]:
-    shell = f'exec {sock.fileno()}<&{sock.fileno()}; exec "$@"'
-    return command("sh", "-c", shell, "sh", *words, env=env)
 
 
 def test_more_than_one_worker_is_refused_where_there_is_no_fork(

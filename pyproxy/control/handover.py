@@ -20,6 +20,7 @@ from pyproxy.sockets import Sockets
 
 _VARIABLE = "PYPROXY_HANDOVER"  # the descriptor of a channel
 _PATIENCE = 60.0  # seconds until the new program serves
+_LAST = 5.0  # seconds until one that won't has ended by itself
 
 
 class Inheritance:
@@ -81,6 +82,8 @@ def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret:
         channel.send(said, [*(sock.fileno() for sock in opened.values()), *ledger.files()])
         channel.receive(_PATIENCE)
     except (EOFError, TimeoutError) as error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST)
         process.kill()
         code = process.wait()
         why = "it was too slow" if isinstance(error, TimeoutError) else f"it ended with {code}"
