@@ -20,6 +20,7 @@ import time
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+from pyproxy import net
 from pyproxy.control.control import Verbs
 from pyproxy.control.guard import SAFE, Guard, Refusal
 from pyproxy.control.operation import JSON, Answer, told
@@ -37,6 +38,7 @@ class AdminServer(http.server.ThreadingHTTPServer):
     CONNECTIONS = 64  # at once; more wait
     BODY = 65536  # bytes
     PATIENCE = 10.0  # seconds for a whole request, and for a client to take its answer
+    PAUSE = 0.1  # seconds, when this machine is out of something
     LAST = 5.0  # seconds for threads to end
 
     def __init__(self, sock: socket.socket, admin: Admin, verbs: Verbs) -> None:
@@ -117,7 +119,11 @@ class AdminServer(http.server.ThreadingHTTPServer):
         """Whether a connection was accepted: another process may have been quicker."""
         try:
             sock, address = self.get_request()
-        except OSError:
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log.error("can't accept a connection: %s", net.reason(error))
+            self._stopping.wait(self.PAUSE)
             return False
         name = f"pyproxy-admin-{address[0]}:{address[1]}"
         thread = threading.Thread(target=self._serve, args=(sock, address), name=name, daemon=True)
@@ -171,7 +177,7 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
 
     server: AdminServer
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.1"  # HTTP/0.9 isn't answered in its own way
+    default_request_version = "HTTP/1.1"
     LINGER = 64  # pieces
     ALWAYS: ClassVar = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -192,75 +198,79 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self._incoming.deadline = time.monotonic() + self.server.PATIENCE
         self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"
-        try:
-            if not self.rfile.peek(1):  # type: ignore[attr-defined]
-                return
-        except OSError:  # it was silent, which needs no answer
-            return
-        try:
-            self.raw_requestline = self.rfile.readline(65537)
-            if len(self.raw_requestline) > 65536:
-                self.send_error(414, "the request line is too long")
-            elif self.raw_requestline.endswith(b"\n") and self.parse_request():
-                self._answer()
-        except TimeoutError:
-            self.send_error(408, "the request took too long")
+        with contextlib.suppress(TimeoutError):  # silence needs no answer
+            if self.rfile.peek(1):  # type: ignore[attr-defined]
+                self._serve_one()
 
-    def handle_expect_100(self) -> bool:
-        return True  # when the body is read
+    def _serve_one(self) -> None:
+        try:
+            body = self._read()
+        except EOFError:
+            self.close_connection = True
+        except TimeoutError:
+            self._break_off(408, "the request took too long")
+        except ControlError as error:
+            self._break_off(error.status, str(error))
+        else:
+            self._send(self._result(body))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What ``parse_request`` calls."""
+        raise ControlError(code, message or HTTPStatus(code).phrase)
+
+    def handle_expect_100(self) -> bool:
+        return True  # it is answered when the body is read
+
+    def _break_off(self, status: int, text: str) -> None:
         """What is wrong with the bytes themselves: the connection can't go on."""
         self.close_connection = True
-        self._send(told({"error": message or HTTPStatus(code).phrase}, code))
-        self._linger()
-
-    def _linger(self) -> None:
-        """What is still coming is taken for a little: closed before, the connection would break,
-        and the client not see its answer."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self._incoming.deadline = time.monotonic() + 1
+        self._send(told({"error": text}, status))
+        # What is still coming is taken for a little: a connection closed before that would break,
+        # and the client not see its answer.
         with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self._incoming.deadline = time.monotonic() + 1
             for _ in range(self.LINGER):
                 if not self.rfile.read1(self.server.BODY):
                     return
 
-    def _answer(self) -> None:
+    def _read(self) -> bytes | None:
+        """A request, all of it; its body, if it says one. Raises ``ControlError``, ``TimeoutError``
+        and ``EOFError``."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if len(self.raw_requestline) > 65536:
+            self.send_error(414)
+        if not self.raw_requestline.endswith(b"\n") or not self.parse_request():
+            raise EOFError
         if self.headers.defects or len(self.headers.get_all("Host", [])) != 1:
             self.send_error(400, "the header is malformed, or names no host, or several")
-            return
         if "Transfer-Encoding" in self.headers:
             self.send_error(411, "say the length of the body in Content-Length")
-            return
-        try:
-            length = self._length()
-        except ControlError as error:
-            self.send_error(error.status, str(error))
-            return
-        if self.headers.get("Expect", "").lower() == "100-continue" and length:
+        length = self._length()
+        if length and self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
         body = self.rfile.read(length or 0)
         if len(body) < (length or 0):
-            self.close_connection = True
-            return
-        self._send(self._result(None if length is None else body))
+            raise EOFError
+        return None if length is None else body
 
     def _length(self) -> int | None:
         said = self.headers.get_all("Content-Length", [])
         if not said:
             return None
-        if len(set(said)) != 1 or not (said[0].isascii() and said[0].isdigit()):
-            raise ControlError(400, "Content-Length is malformed")
+        if len(said) > 1 or not (said[0].isascii() and said[0].isdigit()):
+            self.send_error(400, "Content-Length is malformed")
         if len(said[0]) > 10 or int(said[0]) > self.server.BODY:
-            raise ControlError(413, f"a body has at most {self.server.BODY} bytes")
+            self.send_error(413, f"a body has at most {self.server.BODY} bytes")
         return int(said[0])
 
     def _result(self, body: bytes | None) -> Answer:
         try:
             return self._called(body)
         except Refusal as error:
-            log.warning("%s: %s", self.client_address[0], error)
+            if error.status == 403 or "Authorization" in self.headers:
+                log.warning("refused %s: %s", self.client_address[0], error)
             fields = [("WWW-Authenticate", 'Basic realm="pyproxy", charset="UTF-8"')]
             return told({"error": str(error)}, error.status, *fields[: error.status == 401])
         except ControlError as error:
@@ -268,7 +278,7 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
             problems = {"problems": [first, *more]} if error.status == 422 else {}
             return told({"error": "; ".join([first, *more]), **problems}, error.status)
         except Exception as error:
-            log.error("%s %s failed: %r", self.command, self.path, error)
+            log.error("%s %r failed: %r", self.command, self.path, error)
             log.debug("it was here", exc_info=True)
             return told({"error": "an error in the proxy; its log tells more"}, 500)
 
@@ -277,10 +287,8 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         operations, names = TABLE.find(path)
         method = "GET" if self.command == "HEAD" else self.command
         operation = operations.get(method)
-        fields: dict[str, str] = {}
-        for name, value in self.headers.items():
-            known = fields.get(name.lower())
-            fields[name.lower()] = value if known is None else f"{known}, {value}"
+        said = {name.lower() for name in self.headers}
+        fields = {name: ", ".join(self.headers.get_all(name, [])) for name in said}
         self.server.guard(self.command, fields, operation is not None and operation.is_open)
         if not operations:
             return told({"error": "nothing is here"}, 404)
@@ -288,23 +296,16 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
             allowed = [*operations, *(["HEAD"] if "GET" in operations else [])]
             text = f"only {', '.join(allowed)}"
             return told({"error": text}, 405, ("Allow", ", ".join(allowed)))
-        call = operation.read(names, query, self._json(body) if operation.body else None)
+        if operation.body and body is None:
+            raise ControlError(411, "a body in JSON is expected, with its Content-Length")
+        is_json = self.headers.get_content_type() == JSON
+        if (body or operation.body) and self.command not in SAFE and not is_json:
+            raise ControlError(415, f"expected Content-Type: {JSON}")
+        call = operation.read(names, query, _json(body or b"") if operation.body else None)
         answer = operation.run(self.server.api, call)
         if self.command not in SAFE:
             self.server.api.feed.changed()
         return answer
-
-    def _json(self, body: bytes | None) -> Json:
-        if body is None:
-            raise ControlError(411, "a body in JSON is expected, with its Content-Length")
-        if self.headers.get_content_type() != JSON or "Content-Type" not in self.headers:
-            raise ControlError(415, f"expected Content-Type: {JSON}")
-        try:
-            return json.loads(
-                body.decode(), object_pairs_hook=_no_twice, parse_constant=_no_constant
-            )
-        except (ValueError, RecursionError) as error:
-            raise ControlError(400, f"the body is no JSON: {error}") from None
 
     def _send(self, answer: Answer) -> None:
         try:
@@ -315,6 +316,8 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
 
     def _write(self, answer: Answer) -> None:
         self.connection.settimeout(self.server.PATIENCE)
+        if self.request_version == "HTTP/0.9":  # else it gets no head
+            self.request_version = "HTTP/1.0"
         streamed = not isinstance(answer.body, bytes)
         if streamed or self.server.stopping or self.request_version == "HTTP/1.0":
             self.close_connection = True
@@ -331,6 +334,13 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             for piece in [answer.body] if isinstance(answer.body, bytes) else answer.body:
                 self.wfile.write(piece)
+
+
+def _json(body: bytes) -> Json:
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ControlError(400, f"the body is no JSON: {error}") from None
 
 
 def _no_twice(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

@@ -33,6 +33,8 @@ def find(targets: Iterable[Told], said: str) -> Told:
 
 def _urls(said: str) -> list[str]:
     whole = "://" in said
+    if said.isdigit():
+        said = f"localhost:{said}"
     schemes = (said.partition("://")[0],) if whole else ("http", "https", "tcp")
     try:
         _, host, port = address(said if whole else f"{schemes[0]}://{said}", schemes, "", 80)

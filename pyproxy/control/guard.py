@@ -42,7 +42,8 @@ class Guard:
         if self._wanted is None:
             self._refuse_other_names(fields.get("host", ""))
         elif not is_open and not self._known(fields.get("authorization", "")):
-            raise Refusal(401, "say user and password")
+            wrong = "authorization" in fields
+            raise Refusal(401, "wrong user or password" if wrong else "say user and password")
         if method not in SAFE:
             _refuse_other_sites(fields)
 

@@ -45,7 +45,7 @@ def _operation(one: Operation) -> dict[str, Any]:
         for parameter in one.parameters
     ]
     error = schemas.ref("Error")
-    refused = _REFUSED | (_REFUSED_BODY if one.body else {})
+    refused = _REFUSED | (_REFUSED_BODY if one.method != "GET" else {})
     replies = {status: Reply(text, error) for status, text in refused.items()}
     replies[422] = Reply("what is asked for doesn't fit", error)
     replies.update(one.replies)

@@ -1,0 +1,35 @@
+"""Admin servers for tests."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import requests
+
+from pyproxy import Proxy
+from pyproxy.control.api import AdminServer
+from pyproxy.control.control import Control, Verbs
+from pyproxy.sections import Admin
+from pyproxy.sockets import bind
+from tests.support import DEADLINE
+
+
+@contextlib.contextmanager
+def admin_of(
+    proxy: Proxy,
+    said: Admin | None = None,
+    load: Callable[[], list[str]] | None = None,
+    verbs: Verbs | None = None,
+) -> Iterator[AdminServer]:
+    """One that serves, of this proxy or with these ``verbs``."""
+    server = AdminServer(bind("127.0.0.1", 0), said or Admin(), verbs or Control(proxy, load))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def ask_admin(server: AdminServer, method: str, path: str, **said: Any) -> requests.Response:
+    with requests.Session() as session:
+        return session.request(method, server.url + path, timeout=DEADLINE, **said)
