@@ -338,7 +338,12 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
 
 def _json(body: bytes) -> Json:
     try:
-        return json.loads(body.decode(), object_pairs_hook=_no_twice, parse_constant=_no_constant)
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=_no_twice,
+            parse_constant=_no_constant,
+            parse_float=_number,
+        )
     except (ValueError, RecursionError) as error:
         raise ControlError(400, f"the body is no JSON: {error}") from None
 
@@ -348,6 +353,12 @@ def _no_twice(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     if len(found) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return found
+
+
+def _number(text: str) -> float:
+    """In JSON 2.0 is a whole number."""
+    found = float(text)
+    return int(found) if found.is_integer() else found
 
 
 def _no_constant(name: str) -> Json:

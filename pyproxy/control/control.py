@@ -203,7 +203,7 @@ class Control:
             if said.dns:
                 raise ValueError("a dns:// target is for the settings: add what is behind it")
         except ValueError as error:
-            told = "; ".join(f"target{path}: {text}" for path, text in parts(error))
+            told = "\n".join(f"target{path}: {text}" for path, text in parts(error))
             raise ControlError(422, told) from None
         made = service.make(said)
         if any(one.url == made.url for one in service.pool.targets):
