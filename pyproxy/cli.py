@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pyproxy import __version__, settings
+from pyproxy import __version__, commands, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import PyproxyError, SettingsError
 from pyproxy.program import Program, Signals, catch_signals, in_background, inheritance
@@ -95,6 +95,10 @@ def main(
         raise click.UsageError(
             f"options of a command stand behind it: {context.invoked_subcommand}"
         )
+
+
+for _command in commands.COMMANDS:
+    main.add_command(_command)
 
 
 def build(chosen: settings.Settings) -> Proxy:

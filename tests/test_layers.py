@@ -23,7 +23,7 @@ FLOORS = (
     ("services", "sockets"),
     ("control",),
     ("app",),
-    ("worker", "program", "scaling", "lab", "contrib"),
+    ("worker", "program", "scaling", "lab", "contrib", "commands"),
     ("cli",),
     ("__main__",),
 )
@@ -267,7 +267,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
             tree, "print", "sys.exit", "exit", "quit", "SystemExit", "os._exit", "click.echo"
         )
 
-    assert places(speaks, "pyproxy.cli", "pyproxy.program") == []
+    assert places(speaks, "pyproxy.cli", "pyproxy.program", "pyproxy.commands") == []
     assert speaks(MODULES["pyproxy.cli"])
     assert len(speaks(MODULES["pyproxy.program"])) == 1, "the end at once, at a second signal"
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -34,10 +34,11 @@ def admin() -> Iterator[AdminServer]:
 # What a target may be is more than a schema says.
 OPEN_ENDED = ("/targets", "/manage")
 
+each_operation: Callable[[Callable[..., None]], Callable[..., None]] = schema.parametrize()
 ports = itertools.count(1)
 
 
-@schema.parametrize()
+@each_operation
 @hypothesis.settings(max_examples=25)
 def test_every_answer_is_one_that_is_described(case: Any, admin: AdminServer) -> None:
     without = [checks.positive_data_acceptance] if case.path in OPEN_ENDED else []

@@ -1,0 +1,357 @@
+"""Commands that talk to a running proxy, through its admin API: ``python -m pyproxy status``."""
+
+import contextlib
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+import requests
+
+from pyproxy import settings
+from pyproxy.control.find import find
+from pyproxy.errors import ControlError, SettingsError
+from pyproxy.readers import Json, Text, address, url_of
+from pyproxy.sections import Admin
+
+COLOURS = {"live": "green", "evicted": "red", "draining": "yellow", "maintenance": "yellow"}
+
+
+_STRANGER = "{} is no admin address of a pyproxy of this version"
+
+
+class Failed(click.ClickException):
+    """Ends the program with a line that says what is wrong, and exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
+class Client:
+    """Asks one admin API. Raises ``Failed``."""
+
+    TIMEOUTS = (5, 60)  # seconds to connect; for an answer, as a reload takes its time
+
+    def __init__(self, url: str, user: str, password: str | None) -> None:
+        self.url = url
+        self._session = requests.Session()
+        self._session.trust_env = False  # neither a proxy's address nor a password from elsewhere
+        if password:
+            self._session.auth = (user.encode(), password.encode())  # type: ignore[assignment]
+
+    def ask(self, method: str, path: str, **said: Any) -> Any:
+        """What is answered, from JSON; None for nothing."""
+        try:
+            answer = self._session.request(
+                method, self.url + path, timeout=self.TIMEOUTS, allow_redirects=False, **said
+            )
+            told = answer.json() if answer.content else None
+        except requests.JSONDecodeError:
+            raise Failed(_STRANGER.format(self.url)) from None
+        except requests.RequestException as error:
+            raise Failed(
+                f"can't reach {self.url} ({_reason(error)}): is the proxy running, with this as its"
+                " admin.listen?"
+            ) from None
+        if answer.status_code == 401:
+            raise Failed(
+                f"{self.url} refuses user or password: say them with --user and --password, or"
+                " PYPROXY_ADMIN__PASSWORD"
+            )
+        if not 200 <= answer.status_code < 300:
+            known = told if isinstance(told, dict) else {}
+            said_wrong = known.get("error", f"{self.url} answered {answer.status_code}")
+            raise Failed("\n".join(known.get("problems", [said_wrong])))
+        return told
+
+    def find(self, said: str) -> Mapping[str, Any]:
+        """The target that is meant."""
+        try:
+            return find(self.ask("GET", "/targets"), said)
+        except ControlError as error:
+            raise Failed(str(error)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._session.close()
+
+
+def _reason(error: requests.RequestException) -> str:
+    text = str(error).lower()
+    known = ("connection refused", "timed out", "failed to resolve")
+    return next((one for one in known if one in text), type(error).__name__)
+
+
+def _where(admin: str | None, config: Path | None) -> Admin:
+    """The admin section that says where to ask. Raises ``click.UsageError``."""
+    if admin is not None:
+        try:
+            return Admin(url_of(*address(Text(admin), ("http", "https"), "127.0.0.1", 80)))
+        except ValueError as error:
+            raise click.UsageError(f"--admin: {error}") from None
+    try:
+        # Who only asks needn't name targets.
+        found = settings.load(config, command_line={"targets": "1"}).admin
+    except SettingsError as error:
+        raise click.UsageError(f"{error}\nor say --admin URL") from None
+    if found.place is None:
+        raise click.UsageError(
+            "no admin address: set admin.listen in the proxy's settings, like"
+            ' "http://127.0.0.1:8404", and be in their folder, or say --admin URL'
+        )
+    scheme, host, port = found.place
+    if not port:
+        raise click.UsageError("admin.listen lets the system choose a port: say --admin URL")
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return Admin(url_of(scheme, here, port), found.user, found.password)
+
+
+def talking(function: Callable[..., None]) -> Callable[..., None]:
+    """A command's function whose first arguments are a ``Client``, and whether to print JSON."""
+
+    @click.option("--admin", metavar="URL", help="Where. [default: as admin.listen says]")
+    @click.option("--user", envvar="PYPROXY_ADMIN__USER", help="[default: as admin.user says]")
+    @click.option(
+        "--password", envvar="PYPROXY_ADMIN__PASSWORD", help="[default: as admin.password says]"
+    )
+    @click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="The settings file. [default: appsettings.json in the current folder]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print what is answered, as JSON.")
+    @functools.wraps(function)
+    def run(
+        admin: str | None,
+        user: str | None,
+        password: str | None,
+        config: Path | None,
+        as_json: bool,
+        **said: Any,
+    ) -> None:
+        said_there = _where(admin, config)
+        assert said_there.listen
+        with Client(
+            said_there.listen, user or said_there.user, password or said_there.password
+        ) as client:
+            try:
+                function(client, as_json, **said)
+            except (KeyError, TypeError, AttributeError) as error:  # not the JSON we know
+                raise Failed(_STRANGER.format(client.url)) from error
+
+    return run
+
+
+def show(as_json: bool, found: Json, lines: Iterable[str]) -> None:
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
+    """Aligned columns; ``right`` has an ``r`` at the place of those that end at the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right[at : at + 1] == "r" else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        for state, colour in COLOURS.items():
+            if state in row:
+                line = line.replace(f"  {state} ", f"  {click.style(state, fg=colour)} ", 1)
+        lines.append(line)
+    return lines
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def target_table(targets: Iterable[Mapping[str, Any]], with_id: bool = False) -> list[str]:
+    """What is to be known of targets, a line each."""
+    rows = [
+        ["TARGET", "STATE", "WEIGHT", "REQUESTS", "FAILURES", "IN FLIGHT", "P50", "P99", "REASON"]
+    ]
+    for one in targets:
+        times = one["response_time"]
+        counts = [str(one[key]) for key in ("weight", "requests", "failures", "in_flight")]
+        name = one["url"] + (" (backup)" if one["backup"] else "")
+        measured = [_seconds(times["p50"]), _seconds(times["p99"])]
+        rows.append([name, one["state"], *counts, *measured, _plain(one["reason"])])
+    if with_id:
+        ids = [("ID", "POOL"), *((one["id"], one["pool"]) for one in targets)]
+        rows = [[*id, *row] for id, row in zip(ids, rows, strict=True)]
+    return table(rows, f"{'..' * with_id}..rrrrrr")
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal might act on."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def status_lines(found: Mapping[str, Any]) -> list[str]:
+    connections = found["connections"]
+    lines = [
+        f"{', '.join(found['urls'])}: {found['requests']} requests,"
+        f" {connections['open']} connections open, {connections['accepted']} accepted"
+    ]
+    for pool in found["pools"]:
+        waiting = f", {pool['waiting']} waiting" if pool["waiting"] else ""
+        lines += ["", f"{pool['name']} ({pool['policy']}{waiting})"]
+        lines += target_table(pool["targets"])
+    if found["events"]:
+        lines.append("")
+    for event in found["events"][-5:]:
+        at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+        lines.append(f"{at}  {event['what']} {event['target']}: {_plain(event['reason'])}")
+    return lines
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Again each second, until Ctrl-C.")
+@talking
+def status(client: Client, as_json: bool, watch: bool) -> None:
+    """Show what a running proxy does: its targets, and what has happened."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            found = client.ask("GET", "/status")
+            if watch and not as_json:
+                click.clear()
+            show(as_json, found, status_lines(found))
+            if not watch:
+                return
+            threading.Event().wait(1)
+
+
+@click.command()
+@click.option("--pool", help="Only of this pool.")
+@talking
+def targets(client: Client, as_json: bool, pool: str | None) -> None:
+    """List the targets, with their ids."""
+    found = client.ask("GET", "/targets", params={"pool": pool} if pool else {})
+    show(as_json, found, target_table(found, with_id=True))
+
+
+@click.command()
+@click.argument("url")
+@click.option("--pool", help="To this pool. [default: the first]")
+@click.option("--weight", type=click.IntRange(1, 256))
+@click.option("--backup", is_flag=True, default=None, help="Serves when no other is left.")
+@click.option("--max-connections", type=click.IntRange(1))
+@click.option("--slow-start", metavar="DURATION", help='Like "30s".')
+@talking
+def add(client: Client, as_json: bool, **said: Json) -> None:
+    """Add a target. It stays until a restart: the settings don't change."""
+    given = {key: value for key, value in said.items() if value is not None}
+    found = client.ask("POST", "/targets", json=given)
+    show(as_json, found, [f"added {_named(found)}"])
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    return f"{found['url']} ({found['id']}) to {found['pool']}"
+
+
+@click.command()
+@click.argument("target")
+@talking
+def remove(client: Client, as_json: bool, target: str) -> None:
+    """Remove TARGET (an id, a URL or host:port); what it has under way is finished."""
+    found = client.find(target)
+    client.ask("DELETE", f"/targets/{found['id']}")
+    show(as_json, found, [f"removed {found['url']} from {found['pool']}"])
+
+
+def _change(client: Client, as_json: bool, target: str, change: Mapping[str, Json]) -> None:
+    found = client.ask("PATCH", f"/targets/{client.find(target)['id']}", json=change)
+    show(as_json, found, [f"{found['url']} is {found['state']}, weight {found['weight']}"])
+
+
+@click.command()
+@click.argument("target")
+@talking
+def drain(client: Client, as_json: bool, target: str) -> None:
+    """Let TARGET finish what it has, and serve only clients bound to it."""
+    _change(client, as_json, target, {"state": "drain"})
+
+
+@click.command()
+@click.argument("target")
+@talking
+def maintenance(client: Client, as_json: bool, target: str) -> None:
+    """Let TARGET serve nobody, and not be probed."""
+    _change(client, as_json, target, {"state": "maintenance"})
+
+
+@click.command()
+@click.argument("target")
+@talking
+def ready(client: Client, as_json: bool, target: str) -> None:
+    """Let TARGET serve again."""
+    _change(client, as_json, target, {"state": "ready"})
+
+
+@click.command()
+@click.argument("target")
+@click.argument("weight", type=click.IntRange(1, 256))
+@talking
+def weight(client: Client, as_json: bool, target: str, weight: int) -> None:
+    """Give TARGET another WEIGHT, from 1 to 256."""
+    _change(client, as_json, target, {"weight": weight})
+
+
+@click.command()
+@talking
+def reload(client: Client, as_json: bool) -> None:
+    """Let the proxy read its settings again."""
+    found = client.ask("POST", "/reload")
+    show(as_json, found, found["changes"] or ["nothing has changed"])
+
+
+@click.command()
+@talking
+def restart(client: Client, as_json: bool) -> None:
+    """Let the proxy go on in new processes; no request is lost."""
+    found = client.ask("POST", "/restart")
+    show(as_json, found, [found["status"]])
+
+
+@click.command()
+@click.option("--method", default="GET", show_default=True)
+@click.option("--host", default="", help="The host that the request names.")
+@click.option("--uri", default="/", show_default=True, help="Path and query.")
+@click.option("--client", "address", default="127.0.0.1", show_default=True, help="Its address.")
+@click.option("--header", multiple=True, metavar="NAME:VALUE", help="May be said several times.")
+@talking
+def explain(client: Client, as_json: bool, address: str, **said: Any) -> None:
+    """Tell which target a request would get now, and why not the others."""
+    found = client.ask("GET", "/explain", params={**said, "client": address})
+    chosen = found["target"]
+    rows = [[one["url"], "", one["reason"]] for one in found["others"]]
+    if chosen:
+        rows.insert(0, [chosen["url"], "gets it", chosen["reason"]])
+    lines = [found["route"] + (f": {found['reason']}" if found.get("reason") else "")]
+    show(as_json, found, lines + (table(rows) if rows else []))
+
+
+COMMANDS = (
+    *(status, targets, add, remove, drain, maintenance, ready, weight),
+    *(reload, restart, explain),
+)
