@@ -165,18 +165,12 @@ def show(as_json: bool, found: Json, lines: Iterable[str]) -> None:
 def table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
     """Aligned columns; ``right`` has an ``r`` at the place of those that end at the right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if right[at : at + 1] == "r" else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = "  ".join(cells).rstrip()
-        for state, colour in COLOURS.items():
-            if state in row:
-                line = line.replace(f"  {state} ", f"  {click.style(state, fg=colour)} ", 1)
-        lines.append(line)
-    return lines
+    return ["  ".join(map(_cell, row, widths, right.ljust(len(row)))).rstrip() for row in rows]
+
+
+def _cell(text: str, width: int, side: str) -> str:
+    padded = text.rjust(width) if side == "r" else text.ljust(width)
+    return click.style(padded, fg=COLOURS[text]) if text in COLOURS else padded
 
 
 def _seconds(value: float | None) -> str:

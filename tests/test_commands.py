@@ -86,6 +86,12 @@ def test_columns_are_aligned_and_numbers_end_at_the_right() -> None:
     ]
 
 
+def test_states_are_coloured_on_a_terminal_alone(admin: AdminServer) -> None:
+    words = ["targets", "--admin", admin.url]
+    assert "\x1b" not in CliRunner().invoke(main, words).output
+    assert "\x1b[32mlive" in CliRunner().invoke(main, words, color=True).output
+
+
 def test_what_a_target_made_us_say_does_nothing_to_a_terminal() -> None:
     one = {
         **{"url": "http://a:1", "state": "evicted", "backup": True, "weight": 1, "requests": 0},
