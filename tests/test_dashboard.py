@@ -32,6 +32,7 @@ from selenium.webdriver.chrome.options import Options  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
 
 CONTRASTS = """
 const luminance = ([r, g, b]) => [r, g, b].map(one => one / 255)
@@ -257,7 +258,7 @@ def test_a_target_is_added_and_weighed(page: Page) -> None:
         page.press("7")  # what was there is selected
         page.answer("submit")
         eventually(lambda: proxy.pool.targets[1].weight == 7)
-        page.says(b.url, "\n7\n")
+        eventually(lambda: page.all(f'button[aria-label="Weight of {b.url}: 7"]'))
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
@@ -292,9 +293,9 @@ def test_targets_are_found_by_text_and_state(page: Page) -> None:
             return []
 
         page.says(b.url, "draining")
-        page.find("#state").send_keys("draining")
+        Select(page.find("#state")).select_by_visible_text("draining")
         eventually(lambda: [b.url in one for one in found()] == [True])
-        page.find("#state").send_keys("Any")
+        Select(page.find("#state")).select_by_visible_text("Any state")
         page.find("#text").send_keys(a.url.upper())
         eventually(lambda: [a.url in one for one in found()] == [True])
         page.find("#text").send_keys("x")
@@ -306,8 +307,7 @@ def test_a_wrong_password_shows_nothing_and_is_told(page: Page) -> None:
         control = Control(proxy)
         admin = stack.enter_context(administered(control, Admin(password="right")))
         page.chrome.get(admin.url.replace("//", "//admin:wrong@"))
-        assert "say user and password" in page.text("body")
-        assert a.url not in page.chrome.page_source
+        assert page.text("body") == ""  # the browser asks for them
         page.open(admin.url.replace("//", "//admin:right@"))
         page.says(a.url, "live")
         admin.configure(Admin(password="changed"))
@@ -443,7 +443,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int, language: str)
         control.add(f"http://{'long-name.' * 20}example:8000")
         control.drain(target_id("default", a.url))
         eventually(lambda: len(page.all("tr.live")) == 2)
-        assert page.run("return document.documentElement.scrollWidth") == width
+        overflow = "const {scrollWidth, clientWidth} = document.documentElement;"
+        assert page.run(f"{overflow} return scrollWidth - clientWidth") == 0
         cut = """return [...document.querySelectorAll("button, td")].filter(one =>
           one.checkVisibility() && one.getBoundingClientRect().right > innerWidth - 8).length"""
         assert page.run(cut) == 0
@@ -466,7 +467,7 @@ def test_it_speaks_russian_to_those_who_do(page: Page) -> None:
 
 
 def test_a_screen_reader_hears_rows_names_and_changes(page: Page) -> None:
-    with shown(page) as ([a, _], proxy, _):
+    with shown(page, sleeping=60) as ([a, _], proxy, _):
         page.says(a.url, "live")
         roles = {one: page.find(one).aria_role for one in (".targets", "tbody tr", "td.url")}
         assert roles == {".targets": "table", "tbody tr": "row", "td.url": "rowheader"}
@@ -495,7 +496,7 @@ class Busy(Control):
             for at, target in enumerate(pool["targets"]):
                 name = (pool["name"], target["url"])
                 served = [0] * TIMES
-                served[10 + (at + self.times) % 20] = served[-1] = self.times * (1 + at % 7)
+                served[4 + at % 9] = served[-1] = self.times * (1 + (at + self.times) % 7)
                 found["times", *name] = served
                 found["answers", *name, "GET", "200"] = [sum(served[:-1])]
         return found
