@@ -271,7 +271,7 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         except Refusal as error:
             if error.status == 403 or "Authorization" in self.headers:
                 log.warning("refused %s: %s", self.client_address[0], error)
-            fields = [("WWW-Authenticate", 'Basic realm="pyproxy", charset="UTF-8"')]
+            fields = [("WWW-Authenticate", f'{self._scheme()} realm="pyproxy", charset="UTF-8"')]
             return told({"error": str(error)}, error.status, *fields[: error.status == 401])
         except ControlError as error:
             first, *more = str(error).split("\n")
@@ -281,6 +281,12 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
             log.error("%s %r failed: %r", self.command, self.path, error)
             log.debug("it was here", exc_info=True)
             return told({"error": "an error in the proxy; its log tells more"}, 500)
+
+    def _scheme(self) -> str:
+        """For the page's script one that no browser knows: it would ask for the password again and
+        again, over a page that tells what is wrong by itself."""
+        by_script = "X-Requested-With" in self.headers
+        return "Page" if by_script or self.headers["Accept"] == "text/event-stream" else "Basic"
 
     def _called(self, body: bytes | None) -> Answer:
         path, _, query = self.path.partition("?")
