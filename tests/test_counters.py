@@ -2,7 +2,15 @@
 
 import pytest
 
-from pyproxy.balancing.counters import BOUNDS, Counters, Reader, Tally, quantile, total
+from pyproxy.balancing.counters import (
+    BOUNDS,
+    CODES,
+    Counters,
+    Reader,
+    Tally,
+    quantile,
+    total,
+)
 
 
 def test_what_one_writes_another_reads_also_later() -> None:
@@ -43,6 +51,25 @@ def test_what_finds_no_room_does_no_harm() -> None:
     found = Reader(memory)()
     assert 0 < len(found) < 100
     assert all(values == [1, 0, 0, 0] for values in found.values())
+
+
+def test_what_others_make_up_is_counted_together() -> None:
+    memory = bytearray(1 << 20)
+    counters = Counters(memory)
+    tally = Tally(counters, "default", "http://a:1")
+    for at in range(1000):
+        method = b"M%d" % at
+        counters.answered(method, 400)
+        tally.answered(method, 100 + at % 900, 0.001)
+        tally.happened("failures", f"reason {at}")
+    found = Reader(memory)()
+    name = ("default", "http://a:1")
+    assert found["answers", "", "", "other", "400"] == [1000]
+    assert found["failures", *name, "error"] == [1000]
+    answers = {key[3:]: one for key, [one, *_] in found.items() if key[:3] == ("answers", *name)}
+    assert sum(answers.values()) == 1000
+    assert (answers["other", "404"], answers["other", "6xx"]) == (1, 100)
+    assert len(answers) == len(CODES) + 9
 
 
 def test_totals_add_up() -> None:

@@ -28,10 +28,27 @@ BOUNDS = (
 _SUM = len(BOUNDS) + 1  # behind a bucket for each bound and one for what is above: microseconds
 TIMES = _SUM + 1
 
+# What is counted each by itself: neither clients nor targets can fill the memory with names of
+# their own.
 METHODS = {
     name.encode(): name
     for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 }
+CODES = {
+    status: str(status)
+    for first, last in (
+        *((100, 103), (200, 208), (226, 226), (300, 308)),
+        *((400, 431), (451, 451), (499, 511), (520, 530)),  # with nginx's and Cloudflare's own
+    )
+    for status in range(first, last + 1)
+}
+# Why a target has failed, is evicted, or a request has gone on to another.
+KINDS = ("connect", "lost", "bad_reply", "timeout", "status", "check", "error")
+
+
+def _answer(method: bytes, status: int) -> tuple[str, str]:
+    """What an answer counts as."""
+    return METHODS.get(method, "other"), CODES.get(status) or f"{status // 100}xx"
 
 
 class Counters:
@@ -55,7 +72,9 @@ class Counters:
     def _place(self, key: Key, values: int) -> int:
         at = self._places.get(key)
         if at is None:
-            at = self._places[key] = self._append(key, values)
+            at = self._append(key, values)
+            if at < self._end:
+                self._places[key] = at
         return at
 
     def _append(self, key: Key, values: int) -> int:
@@ -83,8 +102,7 @@ class Counters:
     def answered(self, method: bytes, status: int) -> None:
         """The proxy has answered by itself."""
         with self._lock:
-            key = ("answers", "", "", METHODS.get(method, "other"), str(status))
-            self.numbers[self._place(key, 1)] += 1
+            self.numbers[self._place(("answers", "", "", *_answer(method, status)), 1)] += 1
 
 
 class Reader:
@@ -139,27 +157,27 @@ class Tally:
         self._counters = counters
         self._numbers = counters.numbers
         self._name = (pool, url)
-        self._times = counters.place("times", *self._name, values=TIMES)
+        first = counters.place("times", *self._name, values=TIMES)
+        self._times = counters.numbers[first : first + TIMES]
         self._answers: dict[tuple[bytes, int], int] = {}
 
     def answered(self, method: bytes, status: int, seconds: float) -> None:
         """A response has been relayed, whose head came after ``seconds``. In TCP mode, without
         method and status: a connection has been made for a client."""
-        numbers = self._numbers
-        numbers[self._times + bisect_left(BOUNDS, seconds)] += 1
-        numbers[self._times + _SUM] += int(seconds * 1e6)
-        if not status:
-            return
-        at = self._answers.get((method, status))
-        numbers[self._place(method, status) if at is None else at] += 1
+        times = self._times
+        times[bisect_left(BOUNDS, seconds)] += 1
+        times[_SUM] += int(seconds * 1e6)
+        if status:
+            at = self._answers.get((method, status)) or self._place(method, status)
+            self._numbers[at] += 1
 
     def _place(self, method: bytes, status: int) -> int:
-        name = METHODS.get(method, "other")
-        at = self._counters.place("answers", *self._name, name, str(status))
-        if name != "other":
+        at = self._counters.place("answers", *self._name, *_answer(method, status))
+        if method in METHODS:
             self._answers[method, status] = at
         return at
 
     def happened(self, what: str, kind: str) -> None:
-        """``failures``, ``retries`` or ``evictions``; of a few kinds."""
+        """``failures``, ``retries`` or ``evictions``; the kind is one of ``KINDS``."""
+        kind = kind if kind in KINDS else "error"
         self._numbers[self._counters.place(what, *self._name, kind)] += 1
