@@ -32,7 +32,7 @@ RANKS = {part: rank for rank, floor in enumerate(FLOORS) for part in floor}
 # pyproxy/__init__.py is the public face: what it shows, and who may look at it for what.
 FACE = "pyproxy"
 SHOWS = {"app", "balancing"}
-LOOKS = {("pyproxy.cli", "__version__")}
+LOOKS = {("pyproxy.cli", "__version__"), ("pyproxy.control.metrics", "__version__")}
 
 # What `balancing`, pure decisions, leaves to others: sockets, clocks, processes, files.
 IMPURE = {
