@@ -70,6 +70,23 @@ def test_a_policy_is_measured_in_a_proxy_beside_hash_ring() -> None:
 
 
 @pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+def test_the_cost_of_counting_is_measured_alone_and_in_a_proxy() -> None:
+    script = str(ROOT / "benchmarks" / "counting.py")
+    done = subprocess.run(
+        [sys.executable, script, "--paired", "--rounds=1", "--repeats=1"],
+        env={**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("pool, 5 targets", "requests a second", "µs of processor time"):
+        [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} ")]
+        assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[2:4])
+
+
+@pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 @pytest.mark.skipif(
     not STREAM_MODULE.exists(),  # Debian's; elsewhere it may be built in
     reason="not installed: nginx's stream module",
