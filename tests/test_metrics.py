@@ -1,9 +1,12 @@
 """Metrics: what a scrape of a proxy at work finds."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_cla
 
 from pyproxy import Proxy, __version__
 from pyproxy.balancing.counters import BOUNDS, CODES, KINDS, METHODS
+from pyproxy.control.api import AdminServer
 from pyproxy.control.control import Control
 from pyproxy.control.metrics import render
-from pyproxy.errors import BadReply, TargetError
+from pyproxy.control.source import Source
+from pyproxy.errors import BadReply, ControlError, SettingsError, TargetError
+from pyproxy.sections import Admin
+from pyproxy.settings import Settings
 from tests.support import (
     DEADLINE,
     RawTarget,
@@ -42,6 +49,18 @@ def families(proxy: Proxy, accept: str = "") -> dict[str, Metric]:
     _, text = render(Control(proxy), accept)
     parse = parse_openmetrics if accept else parse_classic
     return {one.name: one for one in parse(text.decode())}
+
+
+@contextlib.contextmanager
+def served(control: Control, password: str | None = None) -> Iterator[str]:
+    """Where the admin API has them."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = AdminServer(sock, Admin(listen="http://127.0.0.1:0", password=password), control)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
 
 
 def value(found: dict[str, Metric], sample: str, **labels: str) -> float:
@@ -222,6 +241,47 @@ except ControlError as error:
     assert done.stderr == (
         "503 metrics need the package prometheus_client: pip install 'pyproxy-lb[metrics]'\n"
     )
+
+
+def test_the_admin_api_has_them_behind_its_password() -> None:
+    known = f"Authorization: Basic {b64encode(b'admin:secret').decode()}"
+    with Proxy(targets=["http://127.0.0.1:1"]) as proxy, served(Control(proxy), "secret") as url:
+        assert get(url, "/metrics").status == 401
+        told = get(url, "/metrics", known)
+        assert told.get("Content-Type") == "text/plain; version=0.0.4; charset=utf-8"
+        assert b"\npyproxy_target_up{" in told.body
+        told = get(url, "/metrics", known, f"Accept: {OPENMETRICS}")
+        assert (told.get("Content-Type") or "").startswith("application/openmetrics-text;")
+        assert told.body.endswith(b"# EOF\n")
+
+
+def test_the_admin_api_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyproxy.control.metrics.MISSING", "metrics need a package")
+    with Proxy(targets=["http://127.0.0.1:1"]) as proxy, served(Control(proxy)) as url:
+        told = ask(url, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (told.status, told.body) == (503, b'{"error": "metrics need a package"}')
+
+
+def test_a_failed_reload_is_seen() -> None:
+    with Proxy(targets=["http://127.0.0.1:1"]) as proxy:
+        control = Control(proxy)
+        assert "pyproxy_config_last_reload_successful" not in families(proxy)
+        problems: list[str] = []
+
+        def load() -> Settings:
+            if problems:
+                raise SettingsError(problems)
+            return proxy.settings
+
+        control.source = Source(load, proxy.reload, proxy.settings, "appsettings.json")
+        control.reload()
+        text = render(control)[1].decode()
+        assert "pyproxy_config_last_reload_successful 1.0\n" in text
+        assert "pyproxy_config_last_reload_success_timestamp_seconds " in text
+        problems.append("targets: bad")
+        with pytest.raises(ControlError):
+            control.reload()
+        assert "pyproxy_config_last_reload_successful 0.0\n" in render(control)[1].decode()
 
 
 @pytest.mark.skipif(not promtool, reason="not installed: prometheus (its promtool)")

@@ -307,7 +307,8 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         is_json = self.headers.get_content_type() == JSON
         if (body or operation.body) and self.command not in SAFE and not is_json:
             raise ControlError(415, f"expected Content-Type: {JSON}")
-        call = operation.read(names, query, _json(body or b"") if operation.body else None)
+        given = _json(body or b"") if operation.body else None
+        call = operation.read(names, query, given, fields.get("accept", ""))
         answer = operation.run(self.server.api, call)
         if self.command not in SAFE:
             self.server.api.feed.changed()

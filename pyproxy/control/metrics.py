@@ -81,6 +81,8 @@ class Collector:
     def collect(self) -> Iterator["Metric"]:
         found, totals = self._verbs.snapshot(), self._verbs.totals()
         yield from _process(found)
+        yield from _workers(found.get("workers"))
+        yield from _settings(found.get("settings"))
         yield from _pools(found["pools"])
         yield from _answers(found["pools"], totals)
         yield from _times(found["pools"], totals)
@@ -100,6 +102,35 @@ def _process(found: Mapping[str, Any]) -> Iterator["Metric"]:
         "pyproxy_client_connections_accepted",
         "Client connections since the start.",
         found["connections"]["accepted"],
+    )
+
+
+def _workers(workers: list[dict[str, Any]] | None) -> Iterator["Metric"]:
+    """Without any, this process is the one worker."""
+    workers = [{"number": 0, "restarts": 0}] if workers is None else workers
+    yield GaugeMetricFamily("pyproxy_workers", "Processes that serve.", len(workers))
+    restarts = CounterMetricFamily(
+        "pyproxy_worker_restarts",
+        "How often a process that had ended was started again.",
+        labels=["worker"],
+    )
+    for one in workers:
+        restarts.add_metric([str(one["number"])], one["restarts"])
+    yield restarts
+
+
+def _settings(source: Mapping[str, Any] | None) -> Iterator["Metric"]:
+    if source is None:
+        return  # they come from no file
+    yield GaugeMetricFamily(
+        "pyproxy_config_last_reload_successful",
+        "1 if the settings were fine when they were read last.",
+        source["error"] is None,
+    )
+    yield GaugeMetricFamily(
+        "pyproxy_config_last_reload_success_timestamp_seconds",
+        "When the settings in effect were read, in Unix time.",
+        source["loaded"],
     )
 
 

@@ -43,6 +43,7 @@ class Call:
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, list[str]] = field(default_factory=dict)
     body: Any = None
+    accept: str = ""  # the field
 
     def one(self, name: str, default: str = "") -> str:
         """A parameter of the query."""
@@ -88,7 +89,7 @@ class Operation:
     def name(self) -> str:
         return self.run.__name__
 
-    def read(self, path: Mapping[str, str], query: str, body: Json) -> Call:
+    def read(self, path: Mapping[str, str], query: str, body: Json, accept: str = "") -> Call:
         """Raises ``ControlError``."""
         problems = misfits(schemas.NAMED[self.body], body) if self.body else []
         known = {one.name: one for one in self.parameters}
@@ -108,7 +109,7 @@ class Operation:
                     problems.append(f"{name}: {error}")
         if problems:
             raise ControlError(422, "\n".join(problems))
-        return Call(path, given, body)
+        return Call(path, given, body, accept)
 
 
 class Table:

@@ -61,6 +61,13 @@ class Api:
     def _event(self) -> bytes:
         return f"retry: 1000\ndata: {json.dumps(self.status())}\n\n".encode()
 
+    def get_metrics(self, call: Call) -> Answer:
+        # What it needs isn't loaded where nobody asks for it.
+        from pyproxy.control.metrics import render
+
+        media_type, text = render(self.verbs, call.accept)
+        return Answer(text, media_type=media_type)
+
     def get_settings(self, call: Call) -> Answer:
         return told(self.verbs.settings())
 
@@ -196,6 +203,16 @@ OPERATIONS = (
         {
             200: Reply("events without an end", schemas.TEXT, "text/event-stream"),
             503: Reply("too many watch", ref("Error")),
+        },
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        "What has been counted, for Prometheus: as OpenMetrics, if the Accept field asks for that",
+        Api.get_metrics,
+        {
+            200: Reply("Prometheus' text", schemas.TEXT, "text/plain"),
+            503: Reply("prometheus_client isn't installed", ref("Error")),
         },
     ),
     Operation(

@@ -80,6 +80,7 @@ POOL = record(
 STATUS: Schema = {
     # Several processes tell more of themselves than one.
     **record(
+        started=NUMBER,
         urls=listing(TEXT),
         connections=record(open=WHOLE, accepted=WHOLE),
         pools=listing(ref("Pool")),
