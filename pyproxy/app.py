@@ -171,7 +171,7 @@ class Proxy:
         self._admin = AdminPlace(self.control) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
         self._processor = random.getrandbits(16) if processor is None else processor
-        self._connections = Connections(settings.limits.connections)
+        self._connections = Connections(settings.limits.connections, self._counters)
         self._parts = Parts(settings, self._world)
         self._access_log: AccessLog | None = None
         self._servers: dict[str, ProxyServer | TCPProxyServer] = {}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from pyproxy import net
+from pyproxy.balancing.counters import ACCEPTED, Counters
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,10 @@ class Connections:
     """At ``limit``, a new connection waits (and all behind it in the kernel's backlog) until
     another ends; idle kept-alive ones are ended first, the longest idle before the others."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, counters: Counters) -> None:
         self.limit = limit
         self.accepted = 0
+        self._numbers, self._accepted = counters.numbers, counters.place(*ACCEPTED)
         self._servers: set[Server] = set()
         self._open: set[Connection] = set()
         self._waiting = 0
@@ -82,6 +84,7 @@ class Connections:
                 return False
             self._open.add(connection)
             self.accepted += 1
+            self._numbers[self._accepted] += 1
             return True
 
     def _wait_for_place(self, server: Server) -> bool:

@@ -2,7 +2,9 @@
 
 import pytest
 
+from pyproxy import Proxy
 from pyproxy.balancing.counters import (
+    ACCEPTED,
     BOUNDS,
     CODES,
     Counters,
@@ -11,6 +13,7 @@ from pyproxy.balancing.counters import (
     quantile,
     total,
 )
+from tests.support import get, lettered
 
 
 def test_what_one_writes_another_reads_also_later() -> None:
@@ -70,6 +73,13 @@ def test_what_others_make_up_is_counted_together() -> None:
     assert sum(answers.values()) == 1000
     assert (answers["other", "404"], answers["other", "6xx"]) == (1, 100)
     assert len(answers) == len(CODES) + 9
+
+
+def test_client_connections_are_among_what_another_process_can_read() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url]) as proxy:
+        for _ in range(3):
+            get(proxy.url)
+        assert proxy.totals()[ACCEPTED] == [3]
 
 
 def test_totals_add_up() -> None:

@@ -215,15 +215,17 @@ def test_counters_never_go_back_while_they_are_read() -> None:
                 wire.read_message()
 
 
-def test_nothing_is_lost_when_there_is_no_room_for_counters() -> None:
-    with lettered("a") as a, Proxy(targets=[a.url], memory=bytearray(1024)) as proxy:
+def test_no_room_for_counters_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyproxy.balancing.counters._SPARE", (16 << 20) // 8 - 20)
+    with lettered("a") as a, Proxy(targets=[a.url]) as proxy:
         for method in METHODS.values():
             if method not in ("CONNECT", "HEAD"):
                 assert get(proxy.url, method=method).status == 200
-        found = families(proxy)
-        assert value(found, "pyproxy_target_up") == 1
         for accept in ("", OPENMETRICS):
-            assert families(proxy, accept)
+            found = families(proxy, accept)
+            assert value(found, "pyproxy_target_up") == 1
+            assert value(found, "pyproxy_client_connections_accepted_total") == 7
+            assert found["pyproxy_request_duration_seconds"].samples == []
 
 
 def test_without_prometheus_client_it_says_what_to_install() -> None:

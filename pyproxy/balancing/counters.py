@@ -42,6 +42,7 @@ CODES = {
     )
     for status in range(first, last + 1)
 }
+ACCEPTED = ("accepted", "", "")  # client connections
 # Why a target has failed, is evicted, or a request has gone on to another.
 KINDS = ("connect", "lost", "bad_reply", "timeout", "status", "check", "error")
 

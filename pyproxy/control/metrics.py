@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyproxy import __version__
-from pyproxy.balancing.counters import BOUNDS, KINDS, Totals
+from pyproxy.balancing.counters import ACCEPTED, BOUNDS, KINDS, Totals
 from pyproxy.balancing.target import State
 from pyproxy.control.control import Verbs
 from pyproxy.errors import ControlError
@@ -80,7 +80,7 @@ class Collector:
 
     def collect(self) -> Iterator["Metric"]:
         found, totals = self._verbs.snapshot(), self._verbs.totals()
-        yield from _process(found)
+        yield from _process(found, totals)
         yield from _workers(found.get("workers"))
         yield from _settings(found.get("settings"))
         yield from _pools(found["pools"])
@@ -89,7 +89,7 @@ class Collector:
         yield from _events(found["pools"], totals)
 
 
-def _process(found: Mapping[str, Any]) -> Iterator["Metric"]:
+def _process(found: Mapping[str, Any], totals: Totals) -> Iterator["Metric"]:
     build = {"version": __version__, "python": platform.python_version()}
     yield InfoMetricFamily("pyproxy_build", "This program and what runs it.", value=build)
     yield GaugeMetricFamily(
@@ -101,7 +101,7 @@ def _process(found: Mapping[str, Any]) -> Iterator["Metric"]:
     yield CounterMetricFamily(
         "pyproxy_client_connections_accepted",
         "Client connections since the start.",
-        found["connections"]["accepted"],
+        totals.get(ACCEPTED, [0])[0],
     )
 
 

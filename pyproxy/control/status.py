@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from pyproxy.balancing.counters import TIMES, Totals, quantile
+from pyproxy.balancing.counters import ACCEPTED, TIMES, Totals, quantile
 from pyproxy.control.control import Verbs
 
 _WINDOW = 60.0  # seconds that quantiles and rates are of
@@ -20,6 +20,7 @@ class Sample:
 
     def __init__(self, now: float, totals: Totals) -> None:
         self.now = now
+        self.accepted = totals.get(ACCEPTED, [0])[0]
         self.times: dict[Name, list[int]] = {}
         self.codes: dict[Name, dict[str, int]] = {}
         self.happened: dict[str, dict[Name, dict[str, int]]] = {
@@ -31,7 +32,7 @@ class Sample:
             elif what == "answers":
                 codes = self.codes.setdefault((pool, url), {})
                 codes[rest[1]] = codes.get(rest[1], 0) + values[0]
-            else:
+            elif what in self.happened:
                 self.happened[what].setdefault((pool, url), {})[rest[0]] = values[0]
 
     def requests(self, name: Name) -> int:
@@ -67,6 +68,7 @@ class Status:
             for target in pool["targets"]:
                 target |= self._counted((pool["name"], target["url"]), sample, before, seconds)
         names = sample.times.keys() | sample.codes.keys()
+        found["connections"]["accepted"] = sample.accepted
         found["requests"] = sum(map(sample.requests, names))
         found["own_answers"] = sample.codes.get(("", ""), {})
         found["now"] = time.time()
