@@ -9,9 +9,24 @@ import requests
 from pyproxy import Proxy
 from pyproxy.control.api import AdminServer
 from pyproxy.control.control import Control, Verbs
+from pyproxy.errors import ControlError, SettingsError
 from pyproxy.sections import Admin
 from pyproxy.sockets import bind
 from tests.support import DEADLINE
+
+
+class Loading(Control):
+    """Its settings are what a test says."""
+
+    def __init__(self, proxy: Proxy, load: Callable[[], list[str]]) -> None:
+        super().__init__(proxy)
+        self._load = load
+
+    def reload(self) -> list[str]:
+        try:
+            return self._load()
+        except SettingsError as error:
+            raise ControlError(422, str(error)) from None
 
 
 @contextlib.contextmanager
@@ -22,7 +37,8 @@ def admin_of(
     verbs: Verbs | None = None,
 ) -> Iterator[AdminServer]:
     """One that serves, of this proxy or with these ``verbs``."""
-    server = AdminServer(bind("127.0.0.1", 0), said or Admin(), verbs or Control(proxy, load))
+    verbs = verbs or (Loading(proxy, load) if load else Control(proxy))
+    server = AdminServer(bind("127.0.0.1", 0), said or Admin(), verbs)
     server.start()
     try:
         yield server

@@ -181,11 +181,13 @@ def test_a_reload_tells_what_has_changed_or_what_is_wrong() -> None:
 
 
 def test_a_restart_is_asked_for() -> None:
-    class Restarting(Control):
-        def restart(self) -> None: ...
-
-    with Proxy(targets=[1]) as proxy, admin_of(proxy, verbs=Restarting(proxy)) as admin:
-        assert invoke("restart", "--admin", admin.url).output == "restarting\n"
+    asked: list[str] = []
+    with Proxy(targets=[1]) as proxy:
+        verbs = Control(proxy)
+        verbs.restart = lambda: asked.append("restart")
+        with admin_of(proxy, verbs=verbs) as admin:
+            assert invoke("restart", "--admin", admin.url).output == "restarting\n"
+    assert asked == ["restart"]
 
 
 # Where, and who.
