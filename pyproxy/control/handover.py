@@ -55,13 +55,14 @@ def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
     elsewhere. Raises ``EOFError`` or ``TimeoutError`` if that program doesn't tell."""
     number = os.environ.pop(_VARIABLE, "")
     if not number:
-        return Inheritance(Sockets(unnamed=unnamed))
+        return Inheritance(Sockets(unnamed=unnamed), Ledger(shared=True))
     channel = Channel(socket.socket(fileno=int(number)))
     said, files = channel.receive(_PATIENCE)
     names = said["sockets"]
     sockets = {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=False)}
     memories = [Memory(file) for file in files[len(names) :]]
-    found = Inheritance(Sockets(sockets), Ledger(memories), said["journal"], said["secret"])
+    ledger = Ledger(memories, shared=True)
+    found = Inheritance(Sockets(sockets), ledger, said["journal"], said["secret"])
     found._channel = channel
     return found
 

@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable
+from typing import Self
 
 from pyproxy.balancing.counters import Counters, Reader, Totals, total
 
@@ -12,41 +13,44 @@ SIZE = 16 << 20  # bytes; the system gives them as they are used
 
 
 class Memory:
-    """Memory that several processes can map: an open file without a name."""
+    """Memory to count in; with a ``file`` (open, without a name) several processes can map it."""
 
-    def __init__(self, file: int | None = None) -> None:
-        """``file`` is a descriptor of one that another process has made."""
-        if file is None:
-            file = self._new_file()
-            os.ftruncate(file, SIZE)
+    def __init__(self, file: int = -1) -> None:
         self.file = file
         self.map = mmap.mmap(file, SIZE)
         self.read = Reader(self.map)
 
-    @staticmethod
-    def _new_file() -> int:
+    @classmethod
+    def shared(cls) -> Self:
+        """New, and for several processes."""
         if hasattr(os, "memfd_create"):
-            return os.memfd_create("pyproxy-counters")
-        with tempfile.TemporaryFile() as file:  # macOS
-            return os.dup(file.fileno())
+            file = os.memfd_create("pyproxy-counters")
+        else:  # macOS
+            with tempfile.TemporaryFile() as named:
+                file = os.dup(named.fileno())
+        os.ftruncate(file, SIZE)
+        return cls(file)
 
     def close(self) -> None:
         """The map goes when nobody uses it any more."""
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
 
 
 class Ledger:
     """May be used from any thread."""
 
-    def __init__(self, inherited: Iterable[Memory] = ()) -> None:
-        """``inherited`` are those of a program that this one replaces, and that ends soon."""
+    def __init__(self, inherited: Iterable[Memory] = (), *, shared: bool = False) -> None:
+        """``inherited`` are those of a program that this one replaces, and that ends soon;
+        ``shared`` ones can be handed to another process."""
+        self._make = Memory.shared if shared else Memory
         self._open = list(inherited)
         self._past: Totals = {}  # of those that are closed
         # Protects both.
         self._lock = threading.Lock()
 
     def open(self) -> Memory:
-        memory = Memory()
+        memory = self._make()
         with self._lock:
             self._open.append(memory)
         return memory
@@ -69,7 +73,7 @@ class Ledger:
         """Of all that is known, for a program that replaces this one. One of them is new, with what
         is known of those that are closed; they belong to this process."""
         with self._lock:
-            past = Memory()
+            past = Memory.shared()
             Counters(past.map).keep(self._past)
             self._past = {}
             self._open.append(past)

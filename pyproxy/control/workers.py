@@ -29,7 +29,7 @@ from pyproxy.control.channel import Channel
 from pyproxy.control.control import Deed, Journal
 from pyproxy.control.described import Described
 from pyproxy.control.handover import Inheritance
-from pyproxy.control.ledger import Memory
+from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.control.merging import merge
 from pyproxy.control.source import Source
 from pyproxy.errors import ControlError, PyproxyError, SettingsError
@@ -117,7 +117,7 @@ class Supervisor:
         if not hasattr(os, "fork"):
             raise SettingsError(["workers: more than 1 needs an operating system that has fork"])
         check(settings)
-        left = inheritance or Inheritance()
+        left = inheritance or Inheritance(ledger=Ledger(shared=True))
         self.settings = settings
         self.sockets = left.sockets
         self.ledger = left.ledger
