@@ -33,7 +33,7 @@ class Answer:
 
 
 def told(value: Json, status: int = 200, *fields: tuple[str, str]) -> Answer:
-    return Answer(json.dumps(value).encode(), status, fields=fields)
+    return Answer(f"{json.dumps(value)}\n".encode(), status, fields=fields)
 
 
 @dataclass(frozen=True)
