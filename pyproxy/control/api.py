@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from pyproxy import net
 from pyproxy.control.control import Verbs
-from pyproxy.control.guard import SAFE, Guard, Refusal
+from pyproxy.control.guard import SAFE, Guard
 from pyproxy.control.operation import JSON, Answer, told
 from pyproxy.control.operations import TABLE, Api
 from pyproxy.errors import ControlError
@@ -155,21 +155,32 @@ class AdminServer(http.server.ThreadingHTTPServer):
 
 
 class Incoming(io.RawIOBase):
-    """What a client sends, until a deadline: then reading raises ``TimeoutError``."""
+    """What a client sends, in time and within a bound: reading raises ``TimeoutError`` or
+    ``ControlError``."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.deadline = 0.0
+        self._deadline = 0.0
+        self._left = 0
         self._socket = sock
+
+    def expect(self, most: int, seconds: float) -> None:
+        """From now on, so many bytes for so long."""
+        self._deadline = time.monotonic() + seconds
+        self._left = most
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
-        self._socket.settimeout(left)
-        return self._socket.recv_into(buffer)
+        if self._left <= 0:
+            raise ControlError(431, "the header is too long")
+        self._socket.settimeout(seconds)
+        count = self._socket.recv_into(buffer)
+        self._left -= count
+        return count
 
 
 class AdminHandler(http.server.BaseHTTPRequestHandler):
@@ -178,7 +189,8 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
     server: AdminServer
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.1"
-    LINGER = 64  # pieces
+    MOST = 3 * AdminServer.BODY  # bytes of a request, its head included
+    LINGER = 64 * AdminServer.BODY  # bytes after a refusal
     ALWAYS: ClassVar = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
     def setup(self) -> None:
@@ -196,7 +208,7 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         self.close_connection = True
-        self._incoming.deadline = time.monotonic() + self.server.PATIENCE
+        self._incoming.expect(self.MOST, self.server.PATIENCE)
         self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"
         with contextlib.suppress(TimeoutError):  # silence needs no answer
             if self.rfile.peek(1):  # type: ignore[attr-defined]
@@ -227,12 +239,11 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         self._send(told({"error": text}, status))
         # What is still coming is taken for a little: a connection closed before that would break,
         # and the client not see its answer.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ControlError):
             self.connection.shutdown(socket.SHUT_WR)
-            self._incoming.deadline = time.monotonic() + 1
-            for _ in range(self.LINGER):
-                if not self.rfile.read1(self.server.BODY):
-                    return
+            self._incoming.expect(self.LINGER, 1)
+            while self.rfile.read1():
+                pass
 
     def _read(self) -> bytes | None:
         """A request, all of it; its body, if it says one. Raises ``ControlError``, ``TimeoutError``
@@ -268,15 +279,14 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
     def _result(self, body: bytes | None) -> Answer:
         try:
             return self._called(body)
-        except Refusal as error:
-            if error.status == 403 or "Authorization" in self.headers:
-                log.warning("refused %s: %s", self.client_address[0], error)
-            fields = [("WWW-Authenticate", f'{self._scheme()} realm="pyproxy", charset="UTF-8"')]
-            return told({"error": str(error)}, error.status, *fields[: error.status == 401])
         except ControlError as error:
-            first, *more = str(error).split("\n")
-            problems = {"problems": [first, *more]} if error.status == 422 else {}
-            return told({"error": "; ".join([first, *more]), **problems}, error.status)
+            said = str(error).split("\n")
+            if error.status == 403 or (error.status == 401 and "Authorization" in self.headers):
+                log.warning("refused %s: %s", self.client_address[0], error)
+            problems = {"problems": said} if error.status == 422 else {}
+            asks = ("WWW-Authenticate", f'{self._scheme()} realm="pyproxy", charset="UTF-8"')
+            fields = [asks] if error.status == 401 else []
+            return told({"error": "; ".join(said), **problems}, error.status, *fields)
         except Exception as error:
             log.error("%s %r failed: %r", self.command, self.path, error)
             log.debug("it was here", exc_info=True)

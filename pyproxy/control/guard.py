@@ -1,4 +1,5 @@
-"""Guard: who may ask the admin API. Pure: header fields in, a refusal out.
+"""Guard: who may ask the admin API. Pure: header fields in, a refusal or nothing
+out.
 
 With a password       every request needs it
 Without one           the request must name this machine: a page elsewhere whose name has come to
@@ -14,36 +15,30 @@ import hmac
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from pyproxy.errors import ControlError
 from pyproxy.readers import is_loopback
 from pyproxy.sections import Admin
 
 SAFE = ("GET", "HEAD")  # these change nothing
 
 
-class Refusal(Exception):
-    """With the status to answer."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class Guard:
-    """Calling it raises ``Refusal``. May be called from any thread."""
+    """Calling it raises ``ControlError``, 401 or 403. May be called from any thread."""
 
     def __init__(self, admin: Admin) -> None:
         self._wanted: tuple[bytes, bytes] | None = None
         if admin.password:
             self._wanted = _digest(admin.user.encode()), _digest(admin.password.encode())
-        self._host = admin.place[1] if admin.place else ""
+        self._host = admin.place[1] if admin.place else None
 
     def __call__(self, method: str, fields: Mapping[str, str], is_open: bool = False) -> None:
-        """``fields`` have names in lower case; ``is_open``: what is asked for needs no password."""
+        """``fields`` have names in lower case, and ``host`` is one of them; ``is_open``: what is
+        asked for needs no password."""
         if self._wanted is None:
             self._refuse_other_names(fields.get("host", ""))
         elif not is_open and not self._known(fields.get("authorization", "")):
             wrong = "authorization" in fields
-            raise Refusal(401, "wrong user or password" if wrong else "say user and password")
+            raise ControlError(401, "wrong user or password" if wrong else "say user and password")
         if method not in SAFE:
             _refuse_other_sites(fields)
 
@@ -65,14 +60,17 @@ class Guard:
         except ValueError:
             name = ""
         if not is_loopback(name) and name != self._host:
-            raise Refusal(403, "without a password only this machine's own names are answered")
+            raise ControlError(403, "without a password only this machine's own names are answered")
 
 
 def _refuse_other_sites(fields: Mapping[str, str]) -> None:
     site, origin = fields.get("sec-fetch-site"), fields.get("origin")
-    other = origin is not None and origin.lower() != f"http://{fields.get('host', '')}".lower()
+    own = [f"http://{fields['host']}".lower()]
+    if site == "same-origin":  # an https proxy may stand before this one
+        own.append(f"https://{fields['host']}".lower())
+    other = origin is not None and origin.lower() not in own
     if other or site not in (None, "same-origin", "none"):
-        raise Refusal(403, "a page of another site may change nothing here")
+        raise ControlError(403, "a page of another site may change nothing here")
 
 
 def _digest(value: bytes) -> bytes:
