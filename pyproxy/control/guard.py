@@ -1,5 +1,4 @@
-"""Guard: who may ask the admin API. Pure: header fields in, a refusal or nothing
-out.
+"""Guard: who may ask the admin API. Pure: header fields in, a refusal or nothing out.
 
 With a password       every request needs it
 Without one           the request must name this machine: a page elsewhere whose name has come to
