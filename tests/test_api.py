@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -542,6 +543,34 @@ def test_clients_that_send_nothing_make_others_wait_not_fail(
         for _ in range(AdminServer.CONNECTIONS + 5):
             stack.enter_context(client(admin.url))
         assert ask_admin(admin, "GET", "/healthz").status_code == 200
+
+
+def test_a_machine_out_of_descriptors_or_threads_is_waited_for(
+    admin: AdminServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[Exception] = [OSError(errno.EMFILE, "Too many open files")]
+
+    def accept() -> tuple[Any, Any]:
+        if failures:
+            raise failures.pop()
+        return AdminServer.get_request(admin)
+
+    monkeypatch.setattr(admin, "get_request", accept)
+    assert ask_admin(admin, "GET", "/healthz").status_code == 200
+    assert "can't accept a connection: too many open files" in caplog.text
+    failed = threading.Event()
+    start = threading.Thread.start
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name.startswith("pyproxy-admin-127") and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    with client(admin.url) as wire:
+        assert wire.at_end()
+    assert ask_admin(admin, "GET", "/healthz").status_code == 200
 
 
 def test_an_error_of_ours_is_told_in_one_line_and_logged(
