@@ -67,7 +67,7 @@ def take(url: str, act: Callable[[], None]) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     options.add_argument("--headless=new")
-    options.add_argument("--lang=en")
+    options.add_argument("--hide-scrollbars")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")
     chrome = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver") or ""))
@@ -101,6 +101,7 @@ def main() -> None:
         time.sleep(11)
 
     with running(*(one.serve_forever for one in servers), *[lambda: client(proxy.url)] * CLIENTS):
+        time.sleep(10)  # the first requests are slower
         take(admin.url, story)
     admin.stop()
     proxy.stop(1)
