@@ -253,6 +253,7 @@ class Proxy:
         its connections; what is gone drains. Raises ``SettingsError`` or ``ListenError``, having
         changed nothing."""
         with self._changing:
+            before = self.settings
             parts = Parts(settings, self._world, self._parts)
             old_log = self._access_log
             if settings.access_log != self.settings.access_log:
@@ -265,6 +266,7 @@ class Proxy:
             finally:
                 if old_log and old_log is not self._access_log:
                     old_log.close()
+            self.control.journal.settle(before, settings)
 
     def _commit(self, parts: Parts) -> None:
         """Puts the parts in the place of those before. Raises ``ListenError`` before anything has

@@ -7,17 +7,18 @@ from datetime import datetime
 
 from pyproxy.sections import Log
 
-_TEXT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+_TEXT = "%(asctime)s %(levelname)s %(message)s"
 # These tell of single requests, which is the access log's business.
 _TALKATIVE = ("handler", "http2", "http2_stream")
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told = {
+        told: dict[str, str | int] = {
             "time": datetime.fromtimestamp(record.created).astimezone().isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "process": record.process or 0,
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -25,13 +26,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(told)
 
 
-def configure(said: Log) -> None:
-    """Logs as the settings say, from now on; may be called again with others. At the level
-    ``info`` single requests are told of from ``warning`` on, at ``debug`` always."""
+def configure(said: Log, who: str = "") -> None:
+    """Logs as the settings say, from now on; may be called again with others. ``who`` stands before
+    the text of one of several processes. At the level ``info`` single requests are told of from
+    ``warning`` on, at ``debug`` always."""
     logging.basicConfig(stream=sys.stderr)  # only the first time does it anything
     root = logging.getLogger()
     for handler in root.handlers:
-        handler.setFormatter(_JsonFormatter() if said.format == "json" else _TEXT)
+        text = logging.Formatter(_TEXT.replace("%(message)s", f"{who} %(message)s".lstrip()))
+        handler.setFormatter(_JsonFormatter() if said.format == "json" else text)
     root.setLevel(said.level.upper())
     for name in _TALKATIVE:
         level = logging.WARNING if said.level == "info" else logging.NOTSET

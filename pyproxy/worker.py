@@ -53,7 +53,8 @@ class Worker:
 
     def _begin(self, start: dict[str, Any], files: list[int]) -> None:
         settings: Settings = pickle.loads(start["settings"])
-        logs.configure(settings.log)
+        self._name = f"worker {start['number']}:"
+        logs.configure(settings.log, self._name)
         self._proxy = proxy = Proxy(
             settings,
             inheritance=Inheritance(
@@ -71,7 +72,7 @@ class Worker:
         said: Settings = pickle.loads(settings)
         self._proxy.adopt(_sockets(names, files))
         self._proxy.reload(said)
-        logs.configure(said.log)
+        logs.configure(said.log, self._name)
 
     def _stop(self, drain: float | None, handed_over: bool, files: list[int]) -> None:
         self._end = (drain, handed_over)

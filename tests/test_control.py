@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+import requests
 
 from pyproxy import Proxy
-from pyproxy.control.control import Control
+from pyproxy.control.control import Control, Journal, target_id
 from pyproxy.control.described import Described
+from pyproxy.control.handover import Inheritance
 from pyproxy.control.status import Status
 from pyproxy.errors import ControlError
+from pyproxy.settings import parse
 from tests.support import eventually, get, lettered, letters
 
 
@@ -148,3 +151,45 @@ def test_it_explains_what_keys_and_cookies_do() -> None:
                 served = get(proxy.url, "/", f"X-User: {user}").body.decode()
                 assert targets["abc".index(served)].url == told
             assert control.explain(Described(uri="/sticky/x"))["route"] == "/sticky"
+
+
+def test_the_journal_keeps_the_last_word_on_each_target() -> None:
+    said = parse({"targets": [1, 2, {"url": 3, "weight": 2}]})
+    one, two, three = (target_id("default", f"http://localhost:{port}") for port in (1, 2, 3))
+    journal = Journal([("drain", one), ("weight", one, 5), ("ready", one), ("remove", two)])
+    journal.note("weight", three, 7)
+    journal.note("add", "new", 4, "")
+    journal.note("drain", "new")
+    assert list(journal) == [
+        *(("weight", one, 5), ("ready", one), ("remove", two), ("weight", three, 7)),
+        *(("add", "new", 4, ""), ("drain", "new")),
+    ]
+    journal.settle(said, parse({"targets": [2, {"url": 3, "weight": 4}]}))
+    assert list(journal) == [("remove", two), ("add", "new", 4, ""), ("drain", "new")]
+    journal.note("remove", "new")
+    assert list(journal) == [("remove", two), ("remove", "new")]
+
+
+def test_a_proxy_begins_with_what_was_done_by_hand_before() -> None:
+    with letters("abc") as [a, b, c], Proxy(targets=[a.url, b.url]) as first:
+        control = first.control
+        control.drain(id_of(control, a.url))
+        control.weight(control.add(c.url), 3)
+        with Proxy(
+            targets=[a.url, b.url], inheritance=Inheritance(journal=list(control.journal))
+        ) as second:
+            assert sorted(bodies(second.url, 8)) == [*"bbcccccc"]
+
+
+def test_the_admin_api_is_there_for_who_embeds_a_proxy() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url], admin={"listen": 0}) as proxy:
+        assert proxy.admin_url
+        assert requests.get(f"{proxy.admin_url}/healthz", timeout=9).status_code == 200
+        port = proxy.admin_url.rpartition(":")[2]
+        proxy.reload(
+            parse({"listen": 0, "targets": [a.url], "admin": {"listen": 0, "password": "x"}})
+        )
+        assert proxy.admin_url.endswith(port), "it stays where it is"
+        assert requests.get(f"{proxy.admin_url}/status", timeout=9).status_code == 401
+        proxy.reload(parse({"listen": 0, "targets": [a.url]}))
+        assert proxy.admin_url is None

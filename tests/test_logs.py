@@ -49,6 +49,7 @@ except ZeroDivisionError:
     when = datetime.fromisoformat(one.pop("time"))
     assert when.tzinfo
     assert abs((datetime.now(when.tzinfo) - when).total_seconds()) < 60
+    assert one.pop("process") > 0
     assert one == {"level": "warning", "logger": "pyproxy.x", "message": 'a\n"д"'}
     assert other["exception"].startswith("Traceback (most recent call last):\n")
     assert other["exception"].endswith("ZeroDivisionError: division by zero")

@@ -25,6 +25,7 @@ from pyproxy.errors import AllBusy, ControlError, EmptyRing
 from pyproxy.health.history import History
 from pyproxy.readers import Json, parts
 from pyproxy.sections import PoolSettings, TargetSettings
+from pyproxy.services import name_of
 from pyproxy.settings import Settings, plain
 
 Deed = tuple[Any, ...]  # a verb, a target's id, further arguments
@@ -91,6 +92,15 @@ class Journal:
     def __iter__(self) -> Iterator[Deed]:
         return iter(list(self._deeds.values()))
 
+    def settle(self, old: Settings, new: Settings) -> None:
+        """The settings have the last word on what they have changed: the weight of a target, and
+        whether it is there."""
+        before, after = _targets_of(old), _targets_of(new)
+        for about, target in list(self._deeds):
+            was, is_now = before.get(target), after.get(target)
+            if was != is_now and (about == "weight" or was is None or is_now is None):
+                del self._deeds[about, target]
+
     def replay(self, verbs: "Verbs") -> None:
         """Does it all again, as far as that makes sense."""
         for verb, target, *arguments in self:
@@ -99,6 +109,12 @@ class Journal:
                     verbs.add(*arguments)
                 else:
                     getattr(verbs, verb)(target, *arguments)
+
+
+def _targets_of(said: Settings) -> dict[str, TargetSettings]:
+    """By id."""
+    pools: list[PoolSettings] = [said, *said.routes, *said.tcp]
+    return {target_id(name_of(one), target.url): target for one in pools for target in one.targets}
 
 
 class Verbs(Protocol):

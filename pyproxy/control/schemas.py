@@ -46,6 +46,7 @@ WEIGHT: Schema = {"type": "integer", "minimum": 1, "maximum": 256}
 RESPONSE_TIME = record(**{key: or_null(NUMBER) for key in ("average", "p50", "p90", "p99")})
 
 TARGET = record(
+    {"states": mapping(WHOLE)},  # where several processes don't agree
     id=TEXT,
     url=TEXT,
     pool=TEXT,

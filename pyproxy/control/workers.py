@@ -275,7 +275,7 @@ class Supervisor:
         with self.changed:
             self._check(settings)
             opened = self.sockets.open(settings.all_places)
-            self.settings = settings
+            before, self.settings = self.settings, settings
             data = pickle.dumps(settings)
             names = list(named(settings.places))
             files = [opened[name].fileno() for name in names]
@@ -291,6 +291,7 @@ class Supervisor:
                         error or "no answer",
                     )
                     worker.kill()
+            self.control.journal.settle(before, settings)
             self._apply_admin(opened)
             for name in self.sockets.all().keys() - opened.keys():
                 self.sockets.close(name)

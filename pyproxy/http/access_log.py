@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import IO
 
 from pyproxy.access_format import Entry, compiled
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _FLUSH_EVERY = 1.0  # seconds
 _FLUSH_AT = 1000  # lines
+_PIPE_BUF = 4096  # bytes
 
 
 class AccessLog:
@@ -32,7 +34,7 @@ class AccessLog:
         ``access_format``. Raises ``OSError``, and ``ValueError`` for a bad format."""
         self._format = compiled(format)
         self._path = None if destination == "-" else destination
-        self._file: IO[str] | None = self._open()
+        self._file: IO[bytes] | IO[str] | None = self._open()
         # Protects the lines and what is to be done; notified when that is something.
         self._changed = threading.Condition()
         self._lines: list[str] = []
@@ -42,10 +44,8 @@ class AccessLog:
         self._thread = threading.Thread(target=self._run, name="pyproxy-access-log", daemon=True)
         self._thread.start()
 
-    def _open(self) -> IO[str]:
-        if self._path is None:
-            return sys.stdout
-        return open(self._path, "a", encoding="ascii")
+    def _open(self) -> IO[bytes] | IO[str]:
+        return open(self._path, "ab", buffering=0) if self._path else sys.stdout
 
     def request(self, request: Request, line: bytes, status: int, size: int) -> None:
         """A request that has been answered, or given up by its client."""
@@ -103,16 +103,16 @@ class AccessLog:
             if not lines or self._file is None:
                 return
             self._reopen_if_moved()
-            self._file.write("".join(lines))
-            self._file.flush()
+            for piece in _pieces(lines):
+                self._file.write(piece if self._path is None else piece.encode("ascii"))  # type: ignore[arg-type]
+                self._file.flush()
         except (OSError, ValueError) as error:
             log.error("the access log ends: %s", error)
             self._close_file()
 
     def _close_file(self) -> None:
         if self._file and self._path is not None:
-            with contextlib.suppress(OSError):  # it can't write what it still holds
-                self._file.close()
+            self._file.close()
         self._file = None
 
     def _reopen(self) -> None:
@@ -135,5 +135,15 @@ class AccessLog:
             self._changed.notify()
         self._thread.join()
         self._flush(self._lines)
-        if self._path and self._file:
-            self._file.close()
+        self._close_file()
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Whole lines, not more at once than a pipe takes as one: other processes write there too."""
+    piece = ""
+    for line in lines:
+        if len(piece) + len(line) > _PIPE_BUF and piece:
+            yield piece
+            piece = ""
+        piece += line
+    yield piece
