@@ -73,7 +73,7 @@ def test_a_policy_is_measured_in_a_proxy_beside_hash_ring() -> None:
 def test_the_cost_of_counting_is_measured_alone_and_in_a_proxy() -> None:
     script = str(ROOT / "benchmarks" / "counting.py")
     done = subprocess.run(
-        [sys.executable, script, "--paired", "--rounds=1", "--repeats=1"],
+        [sys.executable, script, "--paired", "--seconds=2", "--repeats=1"],
         env={**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
