@@ -20,10 +20,11 @@ from tests.test_metrics import value
 from tests.test_program import Served, admin, needs_fork
 
 FOLDER = Path(__file__).parents[1] / "examples" / "grafana"
+OPERATIONS = (FOLDER.parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
 CREDENTIALS = ("admin", "secret")  # as prometheus.yml there has them
 
 pytestmark = needs_fork
-prometheus = shutil.which("prometheus")
+prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
 
 
 def panels() -> list[dict[str, Any]]:
@@ -114,6 +115,27 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there(tmp_path: Path) -> Non
         "pyproxy_connect_duration_seconds_sum",
         "pyproxy_connect_duration_seconds_count",
     }
+
+
+def test_the_documents_list_every_metric_with_its_labels(tmp_path: Path) -> None:
+    found = {}
+    with at_work(tmp_path) as served:
+        for family in read(served).values():
+            name = family.name + ("_total" if family.type == "counter" else "")
+            found[name] = {label for one in family.samples for label in one.labels} - {"le"}
+    rows = re.findall(r"^\| `(pyproxy_\w+)` \|([^|]*)\|", OPERATIONS, re.MULTILINE)
+    assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == found
+
+
+@pytest.mark.skipif(not promtool, reason="not installed: prometheus (its promtool)")
+def test_the_alerts_in_the_documents_are_sound(tmp_path: Path) -> None:
+    [block] = re.findall(r"```yaml\n(.*?)```", OPERATIONS, re.DOTALL)
+    file = tmp_path / "rules.yml"
+    file.write_text(block)
+    with command(str(promtool), "check", "rules", str(file)) as checked:
+        checked.wait_for("4 rules found")
+        assert checked.wait() == 0
+    assert set(re.findall(r"pyproxy_\w+", block)) <= set(re.findall(r"`(pyproxy_\w+)`", OPERATIONS))
 
 
 def test_each_panel_of_the_dashboard_is_complete() -> None:

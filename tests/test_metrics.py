@@ -261,7 +261,7 @@ def test_the_admin_api_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pyproxy.control.metrics.MISSING", "metrics need a package")
     with Proxy(targets=["http://127.0.0.1:1"]) as proxy, served(Control(proxy)) as url:
         told = ask(url, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert (told.status, told.body) == (503, b'{"error": "metrics need a package"}')
+        assert (told.status, told.body) == (503, b'{"error": "metrics need a package"}\n')
 
 
 def test_a_failed_reload_is_seen() -> None:
