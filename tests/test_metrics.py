@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import openmetrics
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
@@ -127,7 +126,9 @@ def test_the_format_is_the_one_asked_for() -> None:
         for accept, expected, end in (
             ("", "text/plain; version=0.0.4", b"\n"),
             ("*/*", "text/plain; version=0.0.4", b"\n"),
-            (OPENMETRICS, openmetrics.exposition.CONTENT_TYPE_LATEST.split(";")[0], b"# EOF\n"),
+            (OPENMETRICS, "application/openmetrics-text; version=1.0.0", b"# EOF\n"),
+            ("Application/OpenMetrics-Text; version=x", "application/openmetrics-text;", b"EOF\n"),
+            ("text/plain; version=1.x", "text/plain; version=0.0.4", b"\n"),
         ):
             content_type, text = render(Control(proxy), accept)
             assert content_type.startswith(expected)

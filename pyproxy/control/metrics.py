@@ -16,7 +16,7 @@ from pyproxy.control.control import Verbs
 from pyproxy.errors import ControlError
 
 try:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -24,7 +24,7 @@ try:
         InfoMetricFamily,
         Metric,
     )
-    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.openmetrics import exposition as openmetrics
     from prometheus_client.utils import floatToGoString
 except ImportError:
     MISSING = "metrics need the package prometheus_client: pip install 'pyproxy-lb[metrics]'"
@@ -64,8 +64,12 @@ def render(verbs: Verbs, accept: str = "") -> tuple[str, bytes]:
         raise ControlError(503, MISSING)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(verbs))
-    encode, content_type = choose_encoder(accept)
-    return content_type, encode(registry)
+    # prometheus_client's own choice fails with some fields, and repeats what stands in others.
+    asked = {one.partition(";")[0].strip().lower() for one in accept.split(",")}
+    if "application/openmetrics-text" in asked:
+        text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return openmetrics.CONTENT_TYPE_LATEST, text
+    return "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
 
 
 class Collector:
