@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 
 from pyproxy import Proxy
 from pyproxy.balancing.counters import TIMES, Totals
@@ -202,6 +204,25 @@ def test_it_shows_every_pool_and_target_and_what_they_do(page: Page) -> None:
         page.find(".fold").click()
         eventually(lambda: page.find(".fold").get_attribute("aria-expanded") == "false")
         assert [one.is_displayed() for one in page.all("table.targets")] == [False, True]
+
+
+def test_it_needs_nothing_from_elsewhere_and_may_run_nothing_else(page: Page) -> None:
+    with shown(page):
+        said = requests.get(page.chrome.current_url).headers["Content-Security-Policy"]
+        assert said.startswith("default-src 'none'; script-src 'sha256-")
+        assert "unsafe" not in said
+        loaded = "return performance.getEntriesByType('resource').map(one => one.name)"
+        assert [one for one in page.run(loaded) if not one.endswith(("/events", "/status"))] == []
+
+
+def test_every_text_is_there_in_both_languages(page: Page) -> None:
+    with shown(page):
+        texts = page.run("return Object.entries(TEXTS)")
+        assert len(texts) > 50
+        for key, (english, russian) in texts:
+            assert re.findall(r"{\w+}", english) == re.findall(r"{\w+}", russian), key
+        for forms in page.run("return Object.values(COUNTS).flat()"):
+            assert all("{n}" in one for one in forms.values())
 
 
 def test_an_eviction_and_the_return_are_seen_within_two_seconds(page: Page) -> None:
