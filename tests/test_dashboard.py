@@ -359,19 +359,21 @@ def test_a_wrong_password_shows_nothing_and_is_told(page: Page) -> None:
 
 
 def test_a_lost_connection_is_told_with_the_age_of_the_figures_and_comes_back(page: Page) -> None:
-    with letters("a") as [a], Proxy(targets=[a.url]) as proxy:
-        with administered(Control(proxy)) as admin:
+    with letters("a") as [a]:
+        with Proxy(targets=[a.url]) as proxy, administered(Control(proxy)) as admin:
             page.open(admin.url)
-            page.says(a.url, "live")
+            page.click("Disable", a.url)
+            page.answer("submit")
+            page.says(a.url, "maintenance")
         eventually(lambda: "Connection lost, the figures are 1 sec old" in page.text("#connection"))
         assert page.announcement == "Connection lost"
-        page.click("Drain", a.url)
-        page.answer("submit")
-        eventually(lambda: "The proxy can't be reached" in page.text("dialog"))
-        page.answer("button")
-        with administered(Control(proxy), port=admin.server_port):
+        page.click("Enable", a.url)
+        eventually(lambda: "The proxy can't be reached" in page.text("#told"))
+        # Another process, which knows nothing of what was.
+        with Proxy(targets=[a.url]) as new, administered(Control(new), port=admin.server_port):
             eventually(lambda: page.text("#connection") == "Live")
             page.says(a.url, "live")
+            assert page.text("#events") == "none"
 
 
 def test_a_page_without_a_stream_asks_for_the_status(
