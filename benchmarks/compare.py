@@ -1,7 +1,7 @@
 """Measure pyproxy against nginx, HAProxy and Caddy on the machine it runs on.
 
-Every proxy gets one worker, stands in front of the same five targets (ports of one nginx
-worker), keeps its connections to them alive, balances round robin and writes no access log.
+Every proxy gets one worker (or --workers), stands in front of the same five targets (ports of one
+nginx worker), keeps its connections to them alive, balances round robin and writes no access log.
 wrk drives them over loopback: in each round every case is run on every proxy in turn, and the
 order changes from round to round, so that whatever else the machine does hits them alike.
 A number is the median of the rounds, and ± is half of the distance from the least to the most.
@@ -110,13 +110,17 @@ class Bench:
     targets: list[int]
     seconds: int
     idle: int
+    workers: int = 1
 
     @contextmanager
     def proxy(self, name: str) -> Iterator[Proxy]:
         """A proxy that works and is warm."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         [port] = free_ports(1)
-        argv = proxy_command(name, self.python, folder, port, self.targets, self.idle + SPARE)
+        connections = self.idle + SPARE
+        argv = proxy_command(
+            name, self.python, folder, port, self.targets, connections, workers=self.workers
+        )
         with running(argv, folder, port) as pid:
             check(port, TARGETS)
             proxy = Proxy(name, port, pid)
@@ -249,11 +253,12 @@ def main() -> int:
     parser.add_argument("--only", default=every, metavar="CASE,...", help=f"of {every}")
     parser.add_argument("--peers", default="nginx,haproxy,caddy", metavar="NAME,...")
     parser.add_argument("--python", default=sys.executable, help="the one that runs pyproxy")
+    parser.add_argument("--workers", type=int, default=1, help="of each proxy")
     parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
     parser.add_argument("--json", type=Path, metavar="FILE", help="for the raw rounds")
     options = parser.parse_args()
-    if min(options.rounds, options.seconds, options.idle) < 1:
-        parser.error("rounds, seconds and idle must be at least 1")
+    if min(options.rounds, options.seconds, options.idle, options.workers) < 1:
+        parser.error("rounds, seconds, idle and workers must be at least 1")
     if not shutil.which(options.python):
         parser.error(f"no such interpreter: {options.python}")
     for tool in ("wrk", "nginx"):
@@ -280,7 +285,9 @@ def main() -> int:
         with running(targets_command(folder, targets), folder, targets[-1]):
             for port in targets:
                 check(port, 1)
-            bench = Bench(folder, options.python, targets, options.seconds, options.idle)
+            bench = Bench(
+                folder, options.python, targets, options.seconds, options.idle, options.workers
+            )
             samples = measure(bench, cases, names, options.rounds)
     if options.json:
         options.json.write_text(json.dumps([asdict(sample) for sample in samples], indent=1))
@@ -288,6 +295,7 @@ def main() -> int:
     versions |= {"Python": version([options.python, "-V"]), "wrk": version(["wrk", "-v"])}
     print(
         f"Rounds of {options.seconds} s: {options.rounds}. Processors: {os.cpu_count()}.",
+        f"Workers: {options.workers}.",
         f"Linux {platform.release()},",
         ", ".join(map(" ".join, versions.items())) + "\n",
     )

@@ -25,7 +25,7 @@ class Broken(Exception):
 
 # All of the temporary paths are named because the built-in ones may not be writable.
 NGINX = """
-daemon off; master_process off; worker_processes 1; pid nginx.pid; error_log stderr error;
+daemon off; {processes} pid nginx.pid; error_log stderr error;
 events {{ worker_connections {connections}; }}
 http {{
   access_log off; default_type text/plain; sendfile on; tcp_nopush on;
@@ -119,8 +119,11 @@ stream {{
 """
 
 
-def nginx(folder: Path, servers: str, connections: int) -> list[str]:
-    text = NGINX.format(servers=servers, connections=connections, forever=FOREVER)
+def nginx(folder: Path, servers: str, connections: int, workers: int = 1) -> list[str]:
+    processes = f"master_process {'on' if workers > 1 else 'off'}; worker_processes {workers};"
+    text = NGINX.format(
+        processes=processes, servers=servers, connections=connections, forever=FOREVER
+    )
     (folder / "nginx.conf").write_text(text)
     return ["nginx", "-p", f"{folder}/", "-e", "stderr", "-c", "nginx.conf"]
 
@@ -142,9 +145,10 @@ def proxy_command(
     targets: list[int],
     connections: int,
     policy: str = "hash_ring",
+    workers: int = 1,
 ) -> list[str]:
     """Configure the proxy of that name in the folder; the command line that starts it. ``policy``
-    is for pyproxy."""
+    is for pyproxy; ``workers`` are processes, or threads where it has those instead."""
     config = folder / "config"
     addresses = [f"{HOST}:{target}" for target in targets]
     if name.startswith("nginx"):
@@ -153,14 +157,16 @@ def proxy_command(
         text = NGINX_PROXY.format(
             host=HOST, port=port, servers=servers, forever=FOREVER, tuned=tuned
         )
-        return nginx(folder, text, connections)
+        return nginx(folder, text, connections, workers)
     if name == "haproxy":
         servers = "\n".join(f"  server t{n} {address}" for n, address in enumerate(addresses))
         text = HAPROXY.format(host=HOST, port=port, servers=servers, connections=connections)
+        text = text.replace("nbthread 1", f"nbthread {workers}")
         start = ["haproxy", "-db", "-f"]
     elif name == "caddy":
         text = CADDY.format(host=HOST, port=port, servers=" ".join(addresses))
-        start = ["caddy", "run", "--adapter", "caddyfile", "--config"]
+        start = ["env", f"GOMAXPROCS={workers}", "caddy", "run"]
+        start += ["--adapter", "caddyfile", "--config"]
     else:
         settings = {
             "listen": f"http://{HOST}:{port}",
@@ -169,6 +175,7 @@ def proxy_command(
             "access_log": None,
             "limits": {"connections": connections},
             "timeouts": {"keep_alive": 600},
+            "workers": workers,
         }
         text = json.dumps(settings)
         start = [python, "-m", "pyproxy", "--config"]
@@ -249,9 +256,9 @@ def processor_time(pid: int) -> float:
 @contextmanager
 def running(argv: list[str], folder: Path, port: int) -> Iterator[int]:
     """Run a server in the context; its process id is given once it accepts connections."""
-    # For Caddy: one thread, and no files outside of the folder.
+    # For Caddy: no files outside of the folder.
     state = {"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)}
-    environment = {**os.environ, **state, "GOMAXPROCS": "1"}
+    environment = {**os.environ, **state}
     root = Path(__file__).resolve().parent.parent
     log = folder / "log"
     with log.open("wb") as out:
