@@ -437,14 +437,26 @@ def test_worker_processes_and_where_they_disagree_are_shown(page: Page) -> None:
     class Several(Adding):
         def snapshot(self) -> dict[str, Any]:
             found = super().snapshot()
-            found["pools"][0]["targets"][0]["states"] = {"1": "live", "2": "evicted"}
+            found["pools"][0]["targets"][0]["states"] = {"evicted": 1, "live": 2}
             return found
 
     worker = {"number": 2, "pid": 4711, "state": "running", "started": time.time() - 7300}
     workers = [{**worker, "restarts": 3}]
     with shown(page, "a", lambda proxy: Several(proxy, workers=workers)) as ([a], _, _):
-        page.says(a.url, "worker 2: evicted")
+        page.says(a.url, "evicted in 1 of 3 workers")
         assert page.text("#workers tbody") == "2 4711 running 2 hr 3"
+
+
+def test_a_target_that_is_to_drain_can_be_enabled_also_while_it_is_evicted(page: Page) -> None:
+    with shown(page, "ab") as ([a, _], proxy, control):
+        a.stop()
+        for _ in range(2):
+            get(proxy.url)
+        page.says(a.url, "evicted")
+        control.drain(target_id("default", a.url))
+        page.says(a.url, "evicted", "draining", "Enable")
+        page.click("Enable", a.url)
+        page.says(a.url, "evicted", "Drain")
 
 
 def test_dark_and_light_can_be_read(page: Page) -> None:

@@ -33,7 +33,7 @@ def state_of(served: Program, url: str) -> str:
 
 
 def replaced(served: Program, gone: int) -> bool:
-    now = [one["pid"] for one in status(served)["workers"]]
+    now = [one["pid"] for one in status(served)["workers"] if one["pid"]]
     return len(now) == 2 and gone not in now
 
 

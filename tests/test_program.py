@@ -55,7 +55,7 @@ def status(served: Program) -> dict[str, Any]:
 
 
 def workers(served: Program) -> list[int]:
-    return [one["pid"] for one in status(served)["workers"]]
+    return [one["pid"] for one in status(served)["workers"] if one["pid"]]
 
 
 @pytest.fixture

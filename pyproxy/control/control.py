@@ -191,6 +191,7 @@ class Control:
             "url": target.url,
             "pool": pool,
             "state": str(target.state),
+            "wanted": str(target.wanted),
             "reason": last.reason if last else "",
             "since": last.at if last else self._started,
             "weight": target.weight,

@@ -111,8 +111,9 @@ def _process(found: Mapping[str, Any], totals: Totals) -> Iterator["Metric"]:
 
 def _workers(workers: list[dict[str, Any]] | None) -> Iterator["Metric"]:
     """Without any, this process is the one worker."""
-    workers = [{"number": 0, "restarts": 0}] if workers is None else workers
-    yield GaugeMetricFamily("pyproxy_workers", "Processes that serve.", len(workers))
+    workers = [{"number": 0, "pid": 1, "restarts": 0}] if workers is None else workers
+    serving = sum(one["pid"] is not None for one in workers)
+    yield GaugeMetricFamily("pyproxy_workers", "Processes that serve.", serving)
     restarts = CounterMetricFamily(
         "pyproxy_worker_restarts",
         "How often a process that had ended was started again.",

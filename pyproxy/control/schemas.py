@@ -51,6 +51,7 @@ TARGET = record(
     url=TEXT,
     pool=TEXT,
     state={"type": "string", "enum": ["live", "evicted", "draining", "maintenance"]},
+    wanted={"type": "string", "enum": ["live", "draining", "maintenance"]},
     reason=TEXT,
     since=NUMBER,
     weight=WEIGHT,

@@ -299,6 +299,22 @@ class Supervisor:
             for number in [one for one in self.workers if not self._wanted(one)]:
                 self.workers[number].tell("stop", None, True)
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Each worker, in JSON's terms."""
+        found = []
+        for number in range(self.settings.worker_count):
+            worker = self.workers.get(number)
+            found.append(
+                {
+                    "number": number,
+                    "pid": worker.process.pid if worker else None,
+                    "state": "running" if worker else "starting",
+                    "started": worker.started if worker else None,
+                    "restarts": self.restarts.get(number, 0),
+                }
+            )
+        return found
+
     def reopen_logs(self) -> None:
         with self.changed:
             self.all("reopen_logs")
@@ -352,15 +368,7 @@ class SupervisorControl:
     def snapshot(self) -> dict[str, Any]:
         with self._supervisor.changed:
             parts = self._supervisor.all("snapshot")
-            workers = [
-                {
-                    "number": one.number,
-                    "pid": one.process.pid,
-                    "started": one.started,
-                    "restarts": self._supervisor.restarts[one.number],
-                }
-                for one in sorted(self._supervisor.workers.values(), key=lambda one: one.number)
-            ]
+            workers = self._supervisor.describe()
         return {
             **merge(parts),
             "started": self._began,
