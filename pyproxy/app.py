@@ -82,6 +82,7 @@ class Parts:
             service = self._service(entry, TCPService)
             together.setdefault(entry.listen if entry.place[2] else service, []).append(service)
         self.relayed = list(together.values())
+        self._old = None  # else each would keep all those before it
 
     def _built(self) -> routes.Service:
         """What answers requests: the targets, or the routes before them."""

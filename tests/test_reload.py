@@ -1,8 +1,10 @@
 """Other settings while it serves: what is the same stays as it is, what is gone drains."""
 
 import contextlib
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,3 +245,28 @@ def test_no_request_fails_while_it_reloads_fifty_times() -> None:
             thread.join()
         assert len(statuses) > 50
         assert set(statuses) == {200}
+
+
+def test_a_request_under_way_outlives_the_access_log(tmp_path: Path) -> None:
+    gate = Gate(b"x")
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], access_log=str(tmp_path / "log")) as proxy,
+        client(proxy.url) as wire,
+    ):
+        wire.send(GET)
+        gate.arrived.get(timeout=10)
+        proxy.reload(said(targets=[target.url]))
+        gate.open.set()
+        assert wire.read_message().body == b"x"
+        wire.send(GET)
+        assert wire.read_message().body == b"x", "the connection lives on"
+
+
+def test_what_a_reload_has_replaced_is_forgotten() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url]) as proxy:
+        before = weakref.ref(proxy.services[0])
+        for sleeping in (1, 2):
+            proxy.reload(said(targets=[a.url], sleeping=sleeping))
+        gc.collect()
+        assert before() is None

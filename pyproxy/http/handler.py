@@ -230,14 +230,12 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.unread = True
         log.info("answered %d to %s: %s", error.status, self.peer.address, error)
         self.answer(None, Answer.refusal(error))
-        if self.server.access_log:
-            self.server.access_log.write(
-                Entry(self.peer.address, self.start, error.status, self.size)
-            )
+        if access_log := self.server.access_log:
+            access_log.write(Entry(self.peer.address, self.start, error.status, self.size))
 
     def log_access(self, request: Request) -> None:
-        assert self.server.access_log
-        self.server.access_log.request(request, request.line.line, self.status, self.size)
+        if access_log := self.server.access_log:  # a reload may have taken it away meanwhile
+            access_log.request(request, request.line.line, self.status, self.size)
 
     def read_head(self) -> tuple[bytes, bytes] | None:
         """The request line and the block of header lines; None when the client is done."""

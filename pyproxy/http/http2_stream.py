@@ -118,14 +118,15 @@ class Stream:
         except ClientGone as error:
             log.debug("a stream of %s: %s", self.peer.address, error)
         finally:
-            if server.access_log is None:
+            access_log = server.access_log  # a reload may take it away
+            if access_log is None:
                 pass
             elif request:
                 line = request.line.line.removesuffix(b"1.1") + b"2.0"
-                server.access_log.request(request, line, self._status, self._size)
+                access_log.request(request, line, self._status, self._size)
             elif self._status != 499:
                 entry = Entry(self.peer.address, b"", self._status, self._size)
-                server.access_log.write(entry)
+                access_log.write(entry)
 
     def _try_to_refuse(self, error: HTTPError) -> None:
         try:
