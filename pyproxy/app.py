@@ -25,7 +25,7 @@ from pyproxy.control.admin import AdminPlace
 from pyproxy.control.control import Control
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Memory
-from pyproxy.errors import ListenError, SettingsError
+from pyproxy.errors import ControlError, ListenError, SettingsError
 from pyproxy.health.history import History
 from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
@@ -179,6 +179,7 @@ class Proxy:
         self._threads: list[threading.Thread] = []  # that serve, or end a server
         # One reload at a time, and none while it stops.
         self._changing = threading.Lock()
+        self._stopped = False
 
     @property
     def settings(self) -> Settings:
@@ -252,8 +253,10 @@ class Proxy:
     def reload(self, settings: Settings) -> None:
         """Goes on with other settings. What is the same in both stays as it is, with its state and
         its connections; what is gone drains. Raises ``SettingsError`` or ``ListenError``, having
-        changed nothing."""
+        changed nothing; ``ControlError`` when it has been stopped."""
         with self._changing:
+            if self._stopped:
+                raise ControlError(503, "the proxy has stopped")
             before = self.settings
             parts = Parts(settings, self._world, self._parts)
             old_log = self._access_log
@@ -381,6 +384,7 @@ class Proxy:
         (``timeouts.drain``), and ends every thread. If the sockets are ``handed_over``, they and
         their backlogs are left to other processes."""
         with self._changing:
+            self._stopped = True
             if self._admin:
                 self._admin.stop(handed_over)
             for server in self._servers.values():
@@ -415,6 +419,13 @@ class Proxy:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def check(settings: Settings) -> None:
+    """Raises what ``Proxy`` would, and what its start would but for the sockets."""
+    Proxy(settings)
+    if access_log := _open_access_log(settings):
+        access_log.close()
 
 
 def _open_access_log(settings: Settings) -> AccessLog | None:

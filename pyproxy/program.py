@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from pyproxy import logs
-from pyproxy.app import Proxy
+from pyproxy.app import Proxy, check
 from pyproxy.control import systemd
 from pyproxy.control.handover import Inheritance, hand_over, inherited
 from pyproxy.control.source import Source
@@ -101,7 +101,7 @@ class Program:
         if settings.worker_count == 1:
             self.runner: Proxy | Supervisor = Proxy(settings, inheritance=self._left)
         else:
-            self.runner = Supervisor(settings, self._left, check=Proxy, failed=self._fail)
+            self.runner = Supervisor(settings, self._left, check=check, failed=self._fail)
         control = self.runner.control
         control.source = Source(load, self._apply, settings, source)
         if "SIGUSR2" in SIGNALS.values():

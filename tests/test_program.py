@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from pyproxy.errors import ControlError
 from tests.programs import DEADLINE, Program, command, program
 from tests.support import Gate, Load, RawTarget, client, eventually, get, letters
 
@@ -186,6 +188,84 @@ def test_the_number_of_workers_changes_while_they_serve(folder: Path) -> None:
             eventually(lambda: len(workers(served)) == 2)
             load.goes_on()
         assert load.failures == []
+
+
+def reload(served: Program) -> int:
+    return requests.post(f"{admin(served)}/reload", timeout=DEADLINE).status_code
+
+
+def test_workers_outlive_an_access_log_that_can_not_be_opened(folder: Path) -> None:
+    with letters("a") as [a]:
+        said = Served(folder, targets=[a.url], workers=2)
+        with said.running("--no-watch") as served:
+            before = workers(served)
+            said.write(access_log=str(folder / "no" / "log"))
+            assert reload(served) == 422
+            assert workers(served) == before
+            assert get(served.url).body == b"a"
+
+
+def test_a_worker_that_is_not_wanted_any_more_finishes_what_it_has(folder: Path) -> None:
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        said = Served(folder, targets=[target.url], workers=4)
+        with said.running("--no-watch") as served, contextlib.ExitStack() as stack:
+            wires = [stack.enter_context(client(served.url)) for _ in range(16)]
+            for wire in wires:
+                wire.send(GET)
+                gate.arrived.get(timeout=DEADLINE)
+            said.write(workers=2)
+            assert reload(served) == 200
+            began = time.monotonic()
+            assert len(workers(served)) == 2
+            assert time.monotonic() - began < 10, "nobody waits for those that leave"
+            gate.open.set()
+            for wire in wires:
+                assert wire.read_message().body == b"x"
+
+
+def test_workers_have_policies_that_are_no_plain_functions(folder: Path) -> None:
+    (folder / "chooses.py").write_text("last = lambda request, targets: targets[-1]\n")
+    with letters("ab") as [a, b]:
+        said = Served(folder, targets=[a.url, b.url], workers=2, policy="chooses:last")
+        with said.running() as served:
+            assert get(served.url).body == b"b"
+
+
+def test_a_worker_that_awakes_while_all_stop_does_not_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyproxy.control.workers import Supervisor, Worker
+    from pyproxy.settings import parse
+
+    awake = threading.Event()
+    starting = threading.Event()
+    real = Worker.wait_until_awake
+
+    def wait(worker: Worker) -> None:
+        real(worker)
+        if starting.is_set():
+            asleep.set()
+            assert awake.wait(DEADLINE)
+
+    monkeypatch.setattr(Worker, "wait_until_awake", wait)
+    asleep = threading.Event()
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001], "workers": 2})
+    supervisor = Supervisor(said)
+    supervisor.start()
+    starting.set()
+    os.kill(supervisor.workers[0].process.pid, signal.SIGKILL)
+    assert asleep.wait(DEADLINE)
+    stop = threading.Thread(target=supervisor.stop)
+    began = time.monotonic()
+    stop.start()
+    eventually(supervisor._stopping.is_set)
+    eventually(lambda: 1 not in supervisor.workers)
+    awake.set()
+    stop.join(DEADLINE)
+    assert time.monotonic() - began < said.timeouts.drain / 2
+    with pytest.raises(ControlError, match="stopping"):
+        supervisor.reload(said)
 
 
 @pytest.mark.parametrize("count", [1, 2])

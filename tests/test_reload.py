@@ -13,7 +13,7 @@ import pytest
 
 from pyproxy import Proxy
 from pyproxy.balancing.target import State
-from pyproxy.errors import ListenError, SettingsError
+from pyproxy.errors import ControlError, ListenError, SettingsError
 from pyproxy.settings import Settings, parse
 from tests.support import (
     Gate,
@@ -270,3 +270,12 @@ def test_what_a_reload_has_replaced_is_forgotten() -> None:
             proxy.reload(said(targets=[a.url], sleeping=sleeping))
         gc.collect()
         assert before() is None
+
+
+def test_a_proxy_that_has_stopped_is_not_reloaded() -> None:
+    with lettered("a") as a:
+        with Proxy(targets=[a.url]) as proxy:
+            url = proxy.url
+        with pytest.raises(ControlError, match="stopped"):
+            proxy.reload(said(targets=[a.url]))
+        assert refused(url)

@@ -290,6 +290,12 @@ class PolicyChoice:
     options: tuple[tuple[str, Any], ...] = ()
     function: Chooser | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process a function is imported there: not each can be pickled.
+        if self.function:
+            return policy, (self.name,)
+        return PolicyChoice, (self.name, self.options)
+
     def make(self) -> Policy:
         """A new one: each pool has its own."""
         if self.function:

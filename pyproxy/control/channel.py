@@ -12,7 +12,8 @@ _MOST_FILES = 250  # the kernel passes at most 253 at once
 
 class Channel:
     """One end. Each method is called from one thread at a time; raises ``EOFError`` when the other
-    end is gone. Only for processes of one user that trust each other: messages are pickles."""
+    end is gone, ``TimeoutError`` when it takes nothing. Only for processes of one user that trust
+    each other: messages are pickles."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -32,6 +33,8 @@ class Channel:
                 last = at + _MOST_FILES >= len(files)
                 socket.send_fds(self._sock, [_HEAD.pack(len(data) if last else 0, len(some))], some)
             self._sock.sendall(data)
+        except TimeoutError:
+            raise
         except OSError as error:
             raise EOFError(str(error)) from None
 

@@ -82,7 +82,7 @@ class Worker:
 
     def tell(self, verb: str, *arguments: Any) -> None:
         """Without waiting for an answer."""
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, TimeoutError):
             self._channel.send((verb, arguments))
 
     def kill(self) -> None:
@@ -111,9 +111,9 @@ class Supervisor:
         check: Callable[[Settings], object] = lambda settings: None,
         failed: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """``check`` builds what the settings say, and raises ``SettingsError``: it is asked before
-        a worker is. ``failed`` is called when workers die again and again. ``inheritance`` is what
-        a program that was here before has left."""
+        """``check`` builds what the settings say, and raises ``SettingsError`` or ``ListenError``:
+        it is asked before a worker is. ``failed`` is called when workers die again and again.
+        ``inheritance`` is what a program that was here before has left."""
         if not hasattr(os, "fork"):
             raise SettingsError(["workers: more than 1 needs an operating system that has fork"])
         check(settings)
@@ -124,6 +124,7 @@ class Supervisor:
         self.secret = left.secret or secrets.token_bytes(32)
         self.control = SupervisorControl(self, left.journal)
         self.workers: dict[int, Worker] = {}
+        self._leaving: set[Worker] = set()  # finish what they have, and do nothing else any more
         self.restarts: dict[int, int] = {}
         # Protects what is known of the workers, and their channels; notified when one begins, or
         # none will.
@@ -214,6 +215,8 @@ class Supervisor:
         try:
             worker.wait_until_awake()
             with self.changed:
+                if not self._wanted(number):  # not any more
+                    raise EOFError
                 self._begin(worker)
                 self.workers[number] = worker
                 self.changed.notify_all()
@@ -229,6 +232,7 @@ class Supervisor:
             with self.changed:
                 if self.workers.get(number) is worker:
                     del self.workers[number]
+                self._leaving.discard(worker)
             worker.close()
             self.ledger.close(memory)
         return worker.fate()
@@ -252,6 +256,7 @@ class Supervisor:
     def all(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> list[Any]:
         """What the verb returns in each worker. One that doesn't answer is ended: another takes its
         place. Raises what the first raised that did."""
+        self._goes_on()
         results: list[Any] = []
         refusal: ControlError | None = None
         files = list(files)
@@ -269,10 +274,16 @@ class Supervisor:
             raise refusal
         return results
 
+    def _goes_on(self) -> None:
+        """Raises ``ControlError`` if it doesn't: workers that end answer nobody."""
+        if self._stopping.is_set():
+            raise ControlError(503, "the proxy is stopping")
+
     def reload(self, settings: Settings) -> None:
         """Goes on with other settings, in all workers. Raises ``SettingsError`` or ``ListenError``,
-        having changed nothing."""
+        having changed nothing; ``ControlError`` while it stops."""
         with self.changed:
+            self._goes_on()
             self._check(settings)
             opened = self.sockets.open(settings.all_places)
             before, self.settings = self.settings, settings
@@ -297,7 +308,12 @@ class Supervisor:
                 self.sockets.close(name)
             self._scale()
             for number in [one for one in self.workers if not self._wanted(one)]:
-                self.workers[number].tell("stop", None, True)
+                self._dismiss(number)
+
+    def _dismiss(self, number: int) -> None:
+        worker = self.workers.pop(number)
+        self._leaving.add(worker)
+        worker.tell("stop", None, True)
 
     def describe(self) -> list[dict[str, Any]]:
         """Each worker, in JSON's terms."""
@@ -316,7 +332,7 @@ class Supervisor:
         return found
 
     def reopen_logs(self) -> None:
-        with self.changed:
+        with self.changed, contextlib.suppress(ControlError):
             self.all("reopen_logs")
 
     def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
@@ -339,7 +355,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """Ends what is left of the workers at once."""
-        for worker in list(self.workers.values()):
+        for worker in [*self.workers.values(), *self._leaving]:
             worker.kill()
 
     def __enter__(self) -> "Supervisor":
@@ -369,11 +385,12 @@ class SupervisorControl:
         with self._supervisor.changed:
             parts = self._supervisor.all("snapshot")
             workers = self._supervisor.describe()
+            urls = self._supervisor.urls
         return {
             **merge(parts),
             "started": self._began,
             "settings": self.source.describe() if self.source else None,
-            "urls": self._supervisor.urls,
+            "urls": urls,
             "workers": workers,
         }
 
