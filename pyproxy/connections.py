@@ -23,6 +23,9 @@ class Server(Protocol):
     hasty: bool  # and nobody else will accept: what has sent nothing yet is ended at once
     over: bool  # and what is left is broken off
 
+    def follow(self) -> None:
+        """Makes sure that it accepts, if it may."""
+
 
 class Connection(Protocol):
     @property
@@ -80,12 +83,15 @@ class Connections:
     def enter(self, connection: Connection) -> bool:
         """Counts a new connection in, when there is a place for it; False: close it instead."""
         with self._ended:
-            if len(self._open) >= self.limit and not self._wait_for_place(connection.server):
+            waits = len(self._open) >= self.limit
+            if waits and not self._wait_for_place(connection.server):
                 return False
             self._open.add(connection)
             self.accepted += 1
             self._numbers[self._accepted] += 1
-            return True
+        if waits:
+            connection.server.follow()  # nobody does, if the limit was raised meanwhile
+        return True
 
     def _wait_for_place(self, server: Server) -> bool:
         if not self._waiting:

@@ -135,6 +135,10 @@ class Listener(socketserver.TCPServer):
         the limit may hold a connection that waits for its place."""
         with self._idle:
             self._waiting -= 1
+        self.follow()
+
+    def follow(self) -> None:
+        with self._idle:
             enough = (
                 self._waiting > 0 or self.closing or self._thread_count > self.connections.limit
             )

@@ -279,3 +279,24 @@ def test_a_proxy_that_has_stopped_is_not_reloaded() -> None:
         with pytest.raises(ControlError, match="stopped"):
             proxy.reload(said(targets=[a.url]))
         assert refused(url)
+
+
+def test_a_raised_limit_counts_at_once() -> None:
+    gate = Gate(b"x")
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], limits={"connections": 1}) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(client(proxy.url)) for _ in range(3)]
+        for wire in wires[:2]:
+            wire.send(GET)
+        gate.arrived.get(timeout=10)
+        eventually(lambda: proxy._connections._waiting)
+        proxy.reload(said(targets=[target.url], limits={"connections": 9}))
+        gate.arrived.get(timeout=10)
+        wires[2].send(GET)
+        gate.arrived.get(timeout=10)
+        gate.open.set()
+        for wire in wires:
+            assert wire.read_message().body == b"x"
