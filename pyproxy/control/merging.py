@@ -4,7 +4,7 @@ from typing import Any
 
 # Of a target that processes see differently, the state that is told.
 _GRAVEST = ("evicted", "maintenance", "draining", "live")
-_SAME = 10.0  # seconds within which the same event in several processes is told once
+_SAME = 10.0  # seconds within which the same event in other processes is told once
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
             _pool([pool for part in parts for pool in part["pools"] if pool["name"] == name])
             for name in dict.fromkeys(pool["name"] for part in parts for pool in part["pools"])
         ],
-        "events": _events([event for part in parts for event in part["events"]]),
+        "events": _events([part["events"] for part in parts]),
     }
 
 
@@ -45,12 +45,17 @@ def _target(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _events(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the same process tells again has happened again."""
+    told = [(number, event) for number, events in enumerate(parts) for event in events]
     kept: list[dict[str, Any]] = []
-    last: dict[tuple[str, ...], float] = {}
-    for event in sorted(events, key=lambda event: float(event["at"])):
+    last: dict[tuple[str, ...], tuple[float, set[int]]] = {}
+    for number, event in sorted(told, key=lambda one: float(one[1]["at"])):
         what = tuple(event[key] for key in ("pool", "target", "what", "reason"))
-        if event["at"] - last.get(what, -_SAME) >= _SAME:
-            last[what] = event["at"]
+        at, by = last.get(what, (-_SAME, set()))
+        if event["at"] - at >= _SAME or number in by:
+            last[what] = (event["at"], {number})
             kept.append(event)
+        else:
+            by.add(number)
     return kept[-100:]
