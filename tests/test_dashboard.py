@@ -400,7 +400,7 @@ def test_markup_is_text(page: Page) -> None:
     more = {
         "events": [event],
         "urls": [evil],
-        "settings": {"file": evil, "loaded": 1.0, "error": evil},
+        "settings": {"file": evil, "loaded": 1.0, "error": {"at": 1.0, "problems": [evil]}},
         "workers": [{"number": 1, "pid": 2, "state": evil, "started": 1.0, "restarts": 0}],
     }
     with shown(page, "a", lambda proxy: Evil(proxy, **more)):
@@ -418,7 +418,7 @@ def test_a_refused_reload_is_told_until_one_is_not(page: Page) -> None:
     class Reloading(Adding):
         def reload(self) -> list[str]:
             if problems:
-                settings["error"] = "\n".join(problems)
+                settings["error"] = {"at": time.time(), "problems": list(problems)}
                 raise ControlError(422, str(SettingsError(problems)))
             settings["error"] = None
             return ["sleeping"]
