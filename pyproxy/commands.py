@@ -170,7 +170,8 @@ def table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
 
 def _cell(text: str, width: int, side: str) -> str:
     padded = text.rjust(width) if side == "r" else text.ljust(width)
-    return click.style(padded, fg=COLOURS[text]) if text in COLOURS else padded
+    colour = COLOURS.get(text.partition(" ")[0])
+    return click.style(padded, fg=colour) if colour else padded
 
 
 def _seconds(value: float | None) -> str:
@@ -189,11 +190,17 @@ def target_table(targets: Iterable[Mapping[str, Any]], with_id: bool = False) ->
         counts = [str(one[key]) for key in ("weight", "requests", "failures", "in_flight")]
         name = one["url"] + (" (backup)" if one["backup"] else "")
         measured = [_seconds(times["p50"]), _seconds(times["p99"])]
-        rows.append([name, one["state"], *counts, *measured, _plain(one["reason"])])
+        rows.append([name, _state(one), *counts, *measured, _plain(one["reason"])])
     if with_id:
         ids = [("ID", "POOL"), *((one["id"], one["pool"]) for one in targets)]
         rows = [[*id, *row] for id, row in zip(ids, rows, strict=True)]
     return table(rows, f"{'..' * with_id}..rrrrrr")
+
+
+def _state(target: Mapping[str, Any]) -> str:
+    """Where workers don't agree, how many see it in which state."""
+    several = target.get("states", {}).items()
+    return ", ".join(f"{state} {count}" for state, count in several) or str(target["state"])
 
 
 def _plain(text: str) -> str:
@@ -207,6 +214,14 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         f"{', '.join(found['urls'])}: {found['requests']} requests,"
         f" {connections['open']} connections open, {connections['accepted']} accepted"
     ]
+    if workers := found.get("workers"):
+        again = sum(one["restarts"] for one in workers)
+        pids = ", ".join(str(one["pid"]) for one in workers)
+        lines.append(f"workers: {pids}" + (f"; started again: {again}" if again else ""))
+    if refused := (found.get("settings") or {}).get("error"):
+        at = time.strftime("%H:%M:%S", time.localtime(refused["at"]))
+        lines.append(f"settings: refused at {at}, the ones before are in effect")
+        lines += [f"  {_plain(one)}" for one in refused["problems"]]
     for pool in found["pools"]:
         waiting = f", {pool['waiting']} waiting" if pool["waiting"] else ""
         lines += ["", f"{pool['name']} ({pool['policy']}{waiting})"]
@@ -253,7 +268,8 @@ def targets(client: Client, as_json: bool, pool: str | None) -> None:
 @click.option("--slow-start", metavar="DURATION", help='Like "30s".')
 @talking
 def add(client: Client, as_json: bool, **said: Json) -> None:
-    """Add a target. It stays until a restart: the settings don't change."""
+    """Add a target. It stays until the proxy ends, also over a `restart`: the settings file isn't
+    written."""
     given = {key: value for key, value in said.items() if value is not None}
     found = client.ask("POST", "/targets", json=given)
     show(as_json, found, [f"added {_named(found)}"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pyproxy import Proxy
 from pyproxy.cli import main
-from pyproxy.commands import table, target_table
+from pyproxy.commands import status_lines, table, target_table
 from pyproxy.control.api import AdminServer
 from pyproxy.control.control import Control
 from pyproxy.errors import SettingsError
@@ -289,3 +289,44 @@ def test_it_watches_until_it_is_interrupted(admin: AdminServer) -> None:
         assert running.wait() == 0
         assert first
         assert running.stderr == []
+
+
+def told(**more: Any) -> dict[str, Any]:
+    """A status of a proxy without targets, with ``more``."""
+    connections = {"open": 0, "accepted": 0}
+    return {
+        **{"urls": ["http://a:1"], "requests": 0, "connections": connections},
+        **{"pools": [], "events": []},
+        **more,
+    }
+
+
+def test_the_status_tells_what_was_wrong_with_settings_that_were_refused() -> None:
+    error = {"at": 0, "problems": ["x.json: listne: unknown\x1b setting", "x.json: targets: none"]}
+    lines = status_lines(told(settings={"error": error}))
+    assert re.fullmatch(r"settings: refused at [\d:]{8}, the ones before are in effect", lines[1])
+    assert lines[2:] == ["  x.json: listne: unknown? setting", "  x.json: targets: none"]
+    assert len(status_lines(told(settings={"error": None}))) == 1
+
+
+def test_the_status_tells_the_workers_and_how_often_they_were_started_again() -> None:
+    workers = [{"pid": 11, "restarts": 0}, {"pid": 12, "restarts": 0}]
+    assert status_lines(told(workers=workers))[1] == "workers: 11, 12"
+    workers[1]["restarts"] = 3
+    assert status_lines(told(workers=workers))[1] == "workers: 11, 12; started again: 3"
+
+
+def test_where_workers_disagree_the_status_tells_how_many_see_which_state() -> None:
+    one = {
+        **{"url": "http://a:1", "state": "evicted", "backup": False, "weight": 1, "requests": 0},
+        **{"failures": 0, "in_flight": 0, "response_time": {"p50": None, "p99": None}},
+        **{"reason": "refused", "states": {"evicted": 1, "live": 2}},
+    }
+    assert "  \x1b[31mevicted 1, live 2\x1b[0m  " in target_table([one])[1]
+
+
+def test_of_many_targets_a_refusal_names_a_few() -> None:
+    targets = [f"http://a:{port}" for port in range(1, 9)]
+    with Proxy(targets=targets) as proxy, admin_of(proxy) as admin:
+        refused = invoke("drain", "b:1", "--admin", admin.url).output
+    assert refused == f'no target is "b:1"; there is: {", ".join(targets[:5])} and 3 more\n'

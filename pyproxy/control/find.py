@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyproxy.errors import ControlError
-from pyproxy.readers import address, url_of
+from pyproxy.readers import address, few, url_of
 
 Told = Mapping[str, Any]  # a target, as a status tells it
 
@@ -23,10 +23,10 @@ def find(targets: Iterable[Told], said: str) -> Told:
     found = [one for one in everyone if one["id"] == said]
     found = found or [one for one in everyone if one["url"] in _urls(said)]
     if not found:
-        known = ", ".join(dict.fromkeys(one["url"] for one in everyone)) or "none"
+        known = few([*dict.fromkeys(one["url"] for one in everyone)]) or "none"
         raise ControlError(404, f'no target is "{said}"; there is: {known}')
     if len(found) > 1:
-        which = ", ".join(f"{one['id']} ({one['url']} of {one['pool']})" for one in found)
+        which = few([f"{one['id']} ({one['url']} of {one['pool']})" for one in found])
         raise ControlError(409, f'"{said}" may be one of several, say which: {which}')
     return found[0]
 
