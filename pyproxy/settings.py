@@ -28,6 +28,7 @@ from pyproxy.readers import (
     described,
     duration,
     either,
+    few,
     is_loopback,
     items,
     list_of,
@@ -542,10 +543,17 @@ def _compare(path: str, old: Json, new: Json, found: list[str]) -> None:
         for key in {**old, **new}:
             _compare(f"{path}.{key}".strip("."), old.get(key), new.get(key), found)
     elif isinstance(old, list) and isinstance(new, list):
-        gone = [json.dumps(one) for one in old if one not in new]
-        come = [json.dumps(one) for one in new if one not in old]
+        gone = [_brief(one) for one in old if one not in new]
+        come = [_brief(one) for one in new if one not in old]
         both = (("without", gone), ("with", come))
-        said = [f"{what} {', '.join(some)}" for what, some in both if some]
+        said = [f"{what} {few(some)}" for what, some in both if some]
         found.append(f"{path}: {' and '.join(said) or 'in another order'}")
     else:
-        found.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")
+        found.append(f"{path}: {_brief(old)} -> {_brief(new)}")
+
+
+def _brief(value: Json) -> str:
+    """Without what an object says by saying nothing."""
+    if isinstance(value, dict):
+        value = {key: one for key, one in value.items() if one is not None and one is not False}
+    return json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,7 @@ import pytest
 from pyproxy import Proxy
 from pyproxy.balancing.target import State
 from pyproxy.errors import ControlError, ListenError, SettingsError
-from pyproxy.settings import Settings, parse
+from pyproxy.settings import Settings, differences, parse
 from tests.support import (
     Gate,
     RawTarget,
@@ -300,3 +300,20 @@ def test_a_raised_limit_counts_at_once() -> None:
         gate.open.set()
         for wire in wires:
             assert wire.read_message().body == b"x"
+
+
+def test_a_change_of_a_target_is_told_without_what_it_does_not_say() -> None:
+    old, new = said(targets=[1]), said(targets=[{"url": "http://localhost:1", "weight": 2}])
+    assert differences(old, new) == [
+        'targets: without "http://localhost:1" and with {"url": "http://localhost:1", "weight": 2}'
+    ]
+
+
+def test_of_many_new_targets_a_few_are_told() -> None:
+    [change] = differences(said(targets=[1]), said(targets=[*range(1, 10)]))
+    assert change.endswith('"http://localhost:6" and 3 more')
+
+
+def test_a_change_is_told_in_its_own_letters() -> None:
+    [change] = differences(said(targets=[1]), said(targets=[1], access_log="журнал"))
+    assert change == 'access_log: null -> "журнал"'
