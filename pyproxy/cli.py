@@ -17,6 +17,7 @@ from pyproxy import __version__, commands, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import PyproxyError, SettingsError
 from pyproxy.program import Program, Signals, catch_signals, in_background, inheritance
+from pyproxy.readers import few
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
 
@@ -81,14 +82,18 @@ def load_settings(config: Path | None, given: dict[str, str | None]) -> settings
 def main(
     context: click.Context, /, config: Path | None, no_watch: bool, **given: str | None
 ) -> None:
-    """A load-balancing HTTP reverse proxy.
+    """A load-balancing HTTP and TCP reverse proxy.
 
     Without a command it serves, as appsettings.json in the current folder says. Environment
     variables (PYPROXY_SLEEPING=5, PYPROXY_TIMEOUTS__READ=5) stand over the file, the options below
     over both.
     """
-    if "" not in sys.path and os.getcwd() not in sys.path:  # as with `python -m`, for policies
-        sys.path.insert(0, os.getcwd())
+    try:
+        folder = os.getcwd()
+    except OSError:
+        raise click.UsageError("the current folder is gone: go to one that is there") from None
+    if "" not in sys.path and folder not in sys.path:  # as with `python -m`, for policies
+        sys.path.insert(0, folder)
     if context.invoked_subcommand is None:
         serve(config, given, not no_watch)
     elif config or no_watch or any(value is not None for value in given.values()):
@@ -115,13 +120,16 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
         said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
         return settings.load(config, command_line=said)
 
+    def tell(text: str) -> None:
+        _tell(program.runner.settings, text)  # which a reload may have changed
+
     left = inheritance()
     try:
         files = settings.files(config)
         watcher = Watcher(files) if watch else None
         chosen = load()
         source = ", ".join(str(one) for one in files if one.exists())
-        program = Program(chosen, load, source, watcher, lambda text: _tell(chosen, text), left)
+        program = Program(chosen, load, source, watcher, tell, left)
         program.start()
     except SettingsError as error:
         raise BadSettings(error) from None
@@ -154,7 +162,7 @@ def _served(said: PoolSettings) -> str:
         return "routes only" if routes else "tcp only"
     urls = [target.url for target in said.targets]
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
-    return f"{many} ({said.policy.name}): {', '.join(urls)}"
+    return f"{many} ({said.policy.name}): {few(urls)}"
 
 
 @main.command()
@@ -256,13 +264,18 @@ SECONDS = click.FloatRange(0, min_open=True)
 @click.option("--duration", type=SECONDS, help="Seconds to go on for. [default: until Ctrl-C]")
 @click.option("--count", type=click.IntRange(1), help="Requests to send. [default: no limit]")
 def spam(url: str, interval: float, duration: float | None, count: int | None) -> None:
-    """Ask URL again and again; a line each: time, status, duration, target.
+    """Ask URL (or a port of this machine) again and again; a line each: time, status, duration,
+    target.
 
     The exit status is 1 if a request failed.
     """
     from pyproxy.lab.spamer import Tally
     from pyproxy.lab.spamer import spam as ask
 
+    if url.isdigit():
+        url = f"http://localhost:{url}/"
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError(f'expected a URL like "http://localhost:8000/", not "{url}"')
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tally = Tally()
     with contextlib.suppress(KeyboardInterrupt):

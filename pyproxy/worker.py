@@ -53,8 +53,8 @@ class Worker:
 
     def _begin(self, start: dict[str, Any], files: list[int]) -> None:
         settings: Settings = pickle.loads(start["settings"])
-        self._name = f"worker {start['number']}:"
-        logs.configure(settings.log, self._name)
+        self._number: int = start["number"]
+        logs.configure(settings.log, self._number)
         self._proxy = proxy = Proxy(
             settings,
             inheritance=Inheritance(
@@ -63,7 +63,7 @@ class Worker:
                 secret=start["secret"],
             ),
             memory=Memory(files[0]),
-            processor=start["number"],
+            processor=self._number,
         )
         proxy.start()
 
@@ -72,7 +72,7 @@ class Worker:
         said: Settings = pickle.loads(settings)
         self._proxy.adopt(_sockets(names, files))
         self._proxy.reload(said)
-        logs.configure(said.log, self._name)
+        logs.configure(said.log, self._number)
 
     def _stop(self, drain: float | None, handed_over: bool, files: list[int]) -> None:
         self._end = (drain, handed_over)

@@ -100,6 +100,21 @@ def test_the_start_line_tells_where_it_listens_and_whom_it_serves(tmp_path: Path
         assert proxy.stdout == []
 
 
+def test_of_many_targets_the_start_line_names_a_few() -> None:
+    ports = ",".join(map(str, range(1, 10)))
+    with program(*ANY_PORT, "--targets", ports) as proxy:
+        assert proxy.wait_for(r"serves 9 targets \(.*http://localhost:5 and 4 more$")
+
+
+def test_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    prefix = ("sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh")
+    done = run("check", "--targets", "1", cwd=gone, prefix=prefix)
+    assert done.returncode == 2
+    assert done.stderr.endswith("Error: the current folder is gone: go to one that is there\n")
+
+
 def test_it_listens_on_every_address(tmp_path: Path) -> None:
     with (
         letters("a") as [target],
@@ -525,6 +540,18 @@ def test_spam_goes_on_when_nobody_answers() -> None:
 def test_spam_tells_a_url_that_can_not_be_asked() -> None:
     done = run("spam", "http://a..b/", "--count", "1")
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_spam_asks_a_port_of_this_machine() -> None:
+    with letters("a") as [target]:
+        done = run("spam", str(port_of(target.url)), "--count", "1")
+    assert (done.returncode, len(target.requests)) == (0, 1)
+
+
+def test_spam_refuses_what_is_no_url() -> None:
+    done = run("spam", "localhost:8000", "--count", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'expected a URL like "http://localhost:8000/", not "localhost:8000"' in done.stderr
 
 
 def test_spam_ends_after_its_duration() -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,26 @@ def test_the_program_says_nothing_but_json_when_that_is_asked_for() -> None:
     assert messages[1].startswith("*/gone: 1 target")
     assert messages[-1].startswith("stopping: ")
     assert "warning" in {one["level"] for one in told}
+
+
+def test_what_the_program_says_is_json_from_the_reload_on_that_asks_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "appsettings.json"
+    settings = {"listen": "http://127.0.0.1:0", "targets": [1], "log": {"format": "text"}}
+    file.write_text(json.dumps(settings))
+    with program(cwd=tmp_path) as proxy:
+        assert proxy.url
+        file.write_text(json.dumps({**settings, "log": {"format": "json"}}))
+        proxy.wait_for("settings: log.format")
+        assert proxy.stop() == 0
+    assert json.loads(proxy.stderr[-1])["message"].startswith("stopping: ")
+
+
+def test_each_line_of_a_worker_tells_its_number() -> None:
+    text, in_json = lines(
+        "configure(Log(), 3); log.info('a'); configure(Log(format='json'), 3); log.info('a')"
+    )
+    assert text.endswith(" INFO worker 3: a")
+    assert json.loads(in_json)["worker"] == 3
 
 
 def test_at_debug_single_requests_are_told_of() -> None:

@@ -20,6 +20,9 @@ class HelloHandler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: "HelloServer"
 
+    def version_string(self) -> str:
+        return self.server_version  # without a space behind it
+
     def answer(self) -> None:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdigit():
