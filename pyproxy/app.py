@@ -169,7 +169,7 @@ class Proxy:
         self._world = World(self.history, self._counters, self.secret)
         self.sockets = left.sockets
         self.control = Control(self, left.journal)
-        self._admin = AdminPlace(self.control) if memory is None else None
+        self._admin = AdminPlace(self.control, self.sockets) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
         self._processor = random.getrandbits(16) if processor is None else processor
         self._connections = Connections(settings.limits.connections, self._counters)
@@ -289,13 +289,12 @@ class Proxy:
                 service.stop()
         for name, server in left.items():
             if self._servers.get(name) is not server:
-                self._retire(server, handed_over=name in opened)
+                self._retire(server, handed_over=name in opened or name in self.sockets.lent)
         for name, server in self._servers.items():
             if name not in left or left[name] is not server:
                 self._thread(server.serve_forever, f"pyproxy-listen-{server.server_port}")
         if self._admin:
-            name = [*named(settings.all_places)][-1] if settings.admin.place else ""
-            self._admin.apply(settings.admin, name, opened.get(name))
+            self._admin.apply(settings)
         for name in self.sockets.all().keys() - opened.keys():
             self.sockets.close(name)
 
@@ -387,9 +386,10 @@ class Proxy:
             self._stopped = True
             if self._admin:
                 self._admin.stop(handed_over)
-            for server in self._servers.values():
+            for name, server in self._servers.items():
+                left = handed_over or name in self.sockets.lent
                 self._thread(
-                    functools.partial(server.shutdown, drain, handed_over=handed_over),
+                    functools.partial(server.shutdown, drain, handed_over=left),
                     "pyproxy-shutdown",
                 )
             for thread in self._threads:

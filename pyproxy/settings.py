@@ -324,8 +324,9 @@ class Settings(PoolSettings):
 
     @property
     def all_places(self) -> list[tuple[str, str, int]]:
-        """``places``, and that of the admin API last, if it has one."""
-        return self.places + ([self.admin.place] if self.admin.place else [])
+        """``places``, and that of the admin API last, if it has one, with ``admin`` as scheme."""
+        admin = self.admin.place
+        return self.places + ([("admin", *admin[1:])] if admin else [])
 
     @property
     def needs_tls(self) -> bool:

@@ -11,14 +11,16 @@ from pyproxy.errors import ListenError
 _BACKLOG = 4096  # connections that wait to be accepted; the kernel caps it
 
 Place = tuple[str, str, int]  # scheme, host and port
+ADMIN = "admin"  # the scheme that tells the admin API's place from those of the proxy
 
 
 def named(places: Iterable[Place]) -> Iterator[str]:
-    """A name for each place, whatever is spoken there. Those whose port the system chooses are
-    told apart by their order."""
+    """A name for each place, whatever the proxy speaks there; the admin API's is another, since its
+    socket is used in another way. Those whose port the system chooses are told apart by their
+    order."""
     seen: dict[str, int] = {}
-    for _, host, port in places:
-        name = f"{host}:{port}"
+    for scheme, host, port in places:
+        name = f"admin {host}:{port}" if scheme == ADMIN else f"{host}:{port}"
         if not port:
             seen[name] = seen.get(name, 0) + 1
             name = f"{name}#{seen[name]}"
@@ -46,10 +48,15 @@ class Sockets:
     """Used by one thread at a time."""
 
     def __init__(
-        self, inherited: Mapping[str, socket.socket] | None = None, unnamed: Iterable[int] = ()
+        self,
+        inherited: Mapping[str, socket.socket] | None = None,
+        unnamed: Iterable[int] = (),
+        lent: Iterable[str] = (),
     ) -> None:
         """``inherited`` are listening sockets by name; ``unnamed`` descriptors of some that are
-        known by their address."""
+        known by their address, and ``lent``, as those with these names are."""
+        # Whoever has lent them listens on after this program: they must not be shut down.
+        self.lent = set(lent)
         self._open: dict[str, socket.socket] = dict(inherited or {})
         self._unnamed = [socket.socket(fileno=number) for number in unnamed]
         for sock in (*self._open.values(), *self._unnamed):
@@ -64,7 +71,9 @@ class Sockets:
         try:
             for name, (_, host, port) in zip(named(places), places, strict=True):
                 if name not in self._open:
-                    self._open[name] = self._unnamed_at(host, port) or bind(host, port)
+                    if lent := self._unnamed_at(host, port):
+                        self.lent.add(name)
+                    self._open[name] = lent or bind(host, port)
                     new.append(name)
                 found[name] = self._open[name]
         except ListenError:
@@ -85,7 +94,12 @@ class Sockets:
 
     def close(self, name: str) -> None:
         """Forgets it; whoever serves there has a socket object of his own."""
-        self._open.pop(name).close()
+        sock = self._open.pop(name)
+        if name in self.lent:  # nobody else could bind it again
+            self.lent.remove(name)
+            self._unnamed.append(sock)
+        else:
+            sock.close()
 
     def adopt(self, others: "Sockets") -> None:
         """Takes over the sockets of others that it hasn't got itself."""
@@ -94,10 +108,15 @@ class Sockets:
                 sock.close()
             else:
                 self._open[name] = sock
+                self.lent |= {name} & others.lent
 
     def all(self) -> dict[str, socket.socket]:
         """By name."""
         return dict(self._open)
+
+    def unnamed(self) -> list[socket.socket]:
+        """Those that nobody has asked for."""
+        return list(self._unnamed)
 
     def close_all(self) -> None:
         for sock in (*self._open.values(), *self._unnamed):

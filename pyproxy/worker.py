@@ -58,7 +58,7 @@ class Worker:
         self._proxy = proxy = Proxy(
             settings,
             inheritance=Inheritance(
-                _sockets(start["sockets"], files[1:]),
+                _sockets(start["sockets"], start["lent"], files[1:]),
                 journal=start["journal"],
                 secret=start["secret"],
             ),
@@ -67,10 +67,10 @@ class Worker:
         )
         proxy.start()
 
-    def _reload(self, settings: bytes, names: list[str], files: list[int]) -> None:
+    def _reload(self, settings: bytes, names: list[str], lent: set[str], files: list[int]) -> None:
         assert self._proxy
         said: Settings = pickle.loads(settings)
-        self._proxy.adopt(_sockets(names, files))
+        self._proxy.adopt(_sockets(names, lent, files))
         self._proxy.reload(said)
         logs.configure(said.log, self._number)
 
@@ -88,9 +88,10 @@ class Worker:
         return lambda *arguments, files: verb(*arguments)
 
 
-def _sockets(names: list[str], files: list[int]) -> Sockets:
+def _sockets(names: list[str], lent: set[str], files: list[int]) -> Sockets:
     return Sockets(
-        {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=True)}
+        {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=True)},
+        lent=lent & {*names},
     )
 
 

@@ -390,6 +390,33 @@ def test_sockets_come_from_systemd_and_it_is_told(folder: Path, count: int) -> N
         assert told.recv(1000) == b"STOPPING=1"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_sockets_of_systemd_outlive_the_program(folder: Path, count: int) -> None:
+    script = folder / "activate.py"
+    script.write_text(ACTIVATE)
+    with contextlib.ExitStack() as stack:
+        [a] = stack.enter_context(letters("a"))
+        bound = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        words = [sys.executable, str(script), str(bound.fileno()), "--listen", address]
+        words += ["--targets", a.url, "--workers", str(count)]
+        for _ in range(2):
+            with command(*words, files=[bound.fileno()]) as served:
+                served.wait_for("listens on")
+                assert get(address).body == b"a"
+                assert served.stop() == 0
+            early = stack.enter_context(client(address))  # before the next one is there
+            early.send(GET)
+        with command(*words, files=[bound.fileno()]) as served:
+            assert early.read_message().body == b"a"
+            served.send(signal.SIGUSR2)
+            new = int(served.wait_for(r"process (\d+) takes the place of this one")[1])
+            assert served.process.wait(DEADLINE) == 0
+            os.kill(new, signal.SIGTERM)
+            eventually(lambda: not served._open)
+        client(address).close()
+
+
 def test_more_than_one_worker_is_refused_where_there_is_no_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -317,3 +317,24 @@ def test_of_many_new_targets_a_few_are_told() -> None:
 def test_a_change_is_told_in_its_own_letters() -> None:
     [change] = differences(said(targets=[1]), said(targets=[1], access_log="журнал"))
     assert change == 'access_log: null -> "журнал"'
+
+
+def test_the_admin_api_stays_where_it_is_while_listeners_come() -> None:
+    admin = {"listen": "http://127.0.0.1:0"}
+    with lettered("a") as a, Proxy(targets=[a.url], admin=admin) as proxy:
+        api = proxy.admin_url
+        assert api
+        proxy.reload(said(targets=[a.url], admin=admin, listen=[0, 0]))
+        assert proxy.admin_url == api
+        client(api).close()
+
+
+def test_the_address_of_the_admin_api_is_not_taken_from_it() -> None:
+    with lettered("a") as a, free_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        with Proxy(targets=[a.url], admin={"listen": address}) as proxy:
+            elsewhere = {"listen": "http://127.0.0.1:0"}
+            with pytest.raises(ListenError):
+                proxy.reload(said(targets=[a.url], listen=[0, address], admin=elsewhere))
+            assert proxy.admin_url == address
+            assert get(proxy.url).body == b"a"

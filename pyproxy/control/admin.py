@@ -1,17 +1,17 @@
 """Admin: the admin API's server, as the settings say from one reload to the next."""
 
-import socket
-
 from pyproxy.control.api import AdminServer
 from pyproxy.control.control import Verbs
-from pyproxy.sections import Admin
+from pyproxy.settings import Settings
+from pyproxy.sockets import Sockets, named
 
 
 class AdminPlace:
     """Used by one thread at a time."""
 
-    def __init__(self, verbs: Verbs) -> None:
+    def __init__(self, verbs: Verbs, sockets: Sockets) -> None:
         self._verbs = verbs
+        self._sockets = sockets
         self._name = ""
         self._server: AdminServer | None = None
 
@@ -20,14 +20,16 @@ class AdminPlace:
         """Where it listens, if it does."""
         return self._server.url if self._server else None
 
-    def apply(self, said: Admin, name: str, sock: socket.socket | None) -> None:
-        """``sock`` listens at the place called ``name``; None: there is to be no server. A server
-        that stays where it is serves on."""
+    def apply(self, settings: Settings) -> None:
+        """The socket is open, if there is to be a server. One that stays where it is serves on."""
+        said = settings.admin
+        name = [*named(settings.all_places)][-1] if said.place else ""
         if self._server and name != self._name:
             self.stop()
         if self._server:
             self._server.configure(said)
-        elif sock:
+        elif name:
+            sock = self._sockets.all()[name]
             self._server = AdminServer(sock.dup(), said, self._verbs)
             self._server.start()
         self._name = name
@@ -35,5 +37,5 @@ class AdminPlace:
     def stop(self, handed_over: bool = False) -> None:
         """If its socket is ``handed_over``, others go on accepting there."""
         if self._server:
-            self._server.stop(handed_over)
+            self._server.stop(handed_over or self._name in self._sockets.lent)
             self._server = None

@@ -59,10 +59,12 @@ def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
     channel = Channel(socket.socket(fileno=int(number)))
     said, files = channel.receive(_PATIENCE)
     names = said["sockets"]
-    sockets = {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=False)}
-    memories = [Memory(file) for file in files[len(names) :]]
+    named = {name: socket.socket(fileno=file) for name, file in zip(names, files, strict=False)}
+    rest = len(names) + said["unnamed"]
+    sockets = Sockets(named, files[len(names) : rest], said["lent"])
+    memories = [Memory(file) for file in files[rest:]]
     ledger = Ledger(memories, shared=True)
-    found = Inheritance(Sockets(sockets), ledger, said["journal"], said["secret"])
+    found = Inheritance(sockets, ledger, said["journal"], said["secret"])
     found._channel = channel
     return found
 
@@ -77,10 +79,17 @@ def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret:
             pass_fds=[other.fileno()],
             env={**os.environ, _VARIABLE: str(other.fileno())},
         )
-    opened = sockets.all()
-    said: dict[str, Any] = {"sockets": list(opened), "journal": list(journal), "secret": secret}
+    opened, unnamed = sockets.all(), sockets.unnamed()
+    said: dict[str, Any] = {
+        "sockets": list(opened),
+        "unnamed": len(unnamed),
+        "lent": sockets.lent,
+        "journal": list(journal),
+        "secret": secret,
+    }
+    listening = [sock.fileno() for sock in (*opened.values(), *unnamed)]
     try:
-        channel.send(said, [*(sock.fileno() for sock in opened.values()), *ledger.files()])
+        channel.send(said, [*listening, *ledger.files()])
         channel.receive(_PATIENCE)
     except (EOFError, TimeoutError) as error:
         with contextlib.suppress(subprocess.TimeoutExpired):

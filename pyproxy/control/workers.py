@@ -15,7 +15,6 @@ import os
 import pickle
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -129,7 +128,7 @@ class Supervisor:
         # Protects what is known of the workers, and their channels; notified when one begins, or
         # none will.
         self.changed = threading.Condition()
-        self._admin = AdminPlace(self.control)
+        self._admin = AdminPlace(self.control, self.sockets)
         self._check = check
         self._failed = failed
         self._threads: dict[int, threading.Thread] = {}
@@ -149,19 +148,14 @@ class Supervisor:
     def start(self) -> None:
         """Returns when all workers serve. Raises ``ListenError``, or ``PyproxyError`` when they
         don't come up."""
-        opened = self.sockets.open(self.settings.all_places)
+        self.sockets.open(self.settings.all_places)
         with self.changed:
             wanted = self._scale()
             self.changed.wait_for(lambda: len(self.workers) == wanted or bool(self._problem))
         if self._problem:
             self.stop(0)
             raise PyproxyError(self._problem)
-        self._apply_admin(opened)
-
-    def _apply_admin(self, opened: dict[str, socket.socket]) -> None:
-        said = self.settings.admin
-        name = [*named(self.settings.all_places)][-1] if said.place else ""
-        self._admin.apply(said, name, opened.get(name))
+        self._admin.apply(self.settings)
 
     @property
     def admin_url(self) -> str | None:
@@ -242,6 +236,7 @@ class Supervisor:
             "settings": pickle.dumps(self.settings),
             "secret": self.secret,
             "journal": list(self.control.journal),
+            "lent": self.sockets.lent,
         }
         opened = self.sockets.open(self.settings.places)  # they are, long since
         sockets = {name: sock.fileno() for name, sock in opened.items()}
@@ -292,7 +287,7 @@ class Supervisor:
             files = [opened[name].fileno() for name in names]
             for worker in list(self.workers.values()):
                 try:
-                    worker.call("reload", data, names, files=files)
+                    worker.call("reload", data, names, self.sockets.lent, files=files)
                 except EOFError:
                     continue
                 except (PyproxyError, TimeoutError) as error:
@@ -303,7 +298,7 @@ class Supervisor:
                     )
                     worker.kill()
             self.control.journal.settle(before, settings)
-            self._apply_admin(opened)
+            self._admin.apply(settings)
             for name in self.sockets.all().keys() - opened.keys():
                 self.sockets.close(name)
             self._scale()
