@@ -156,22 +156,30 @@ class Backing:
 
     def start(self) -> None:
         started = set(self._discoveries)
+        leaving: list[Target] = []
         if self._old:
-            started = self._take_over(self._old)
+            leaving = self._take_over(self._old)
+            started = set(self._discoveries)
             self._old = None
         for one in self.said.targets:
             if one.dns:
                 known = self._discoveries.get(one.url)
                 found = known or Discovery(self.pool, *one.place)
-                found.configure(self.said.resolving, functools.partial(self.make, one), self.forget)
+                make = functools.partial(self.make, one)
+                found.configure(self.said.resolving, make, self.forget, leaving)
                 self._discoveries[one.url] = found
                 if one.url not in started:
                     found.start()
+        for target in leaving:
+            if target in self.pool.targets:
+                self.pool.remove(target, "by the settings")
+            self.forget(target)
         self._recovery.start()
 
-    def _take_over(self, old: "Backing") -> set[str]:
+    def _take_over(self, old: "Backing") -> list[Target]:
         """Goes on where ``old`` stops. Only what differs between the settings of both changes, so
-        that what was changed at run time stays so. The names that are looked up already."""
+        that what was changed at run time stays so. Those that leave: while names are looked up for
+        the first time, they serve on."""
         old._recovery.stop()
         before = {one.url: one for one in old.said.targets}
         after = {one.url: one for one in self.said.targets}
@@ -189,10 +197,16 @@ class Backing:
                 [one for one in self.pool.targets if one.url == url], before[url], after[url]
             )
 
+        # What was added by hand, and is said now.
+        for one in self.pool.targets:
+            if one.url in after.keys() - before.keys():
+                self._set(one, after[one.url])
+        waits = any(one.dns and url not in before for url, one in after.items())
+
         def targets(now: tuple[Target, ...]) -> tuple[Target, ...]:
             leaving.update(one for one in now if one.url in gone)
-            kept = [one for one in now if one not in leaving]
-            known = {one.url for one in kept}
+            kept = [one for one in now if waits or one not in leaving]
+            known = {one.url for one in kept if one not in leaving}
             new = [
                 self.make(one)
                 for url, one in after.items()
@@ -212,23 +226,24 @@ class Backing:
             now=time.monotonic(),
         )
         self.succeed(old)
-        for target in leaving:
-            self.forget(target)
-        return set(self._discoveries)
+        return list(leaving)
 
     def _change(
         self, targets: Iterable[Target], before: TargetSettings, after: TargetSettings
     ) -> None:
         if before != after:
             for target in targets:
-                self.pool.change(
-                    target,
-                    "by the settings",
-                    weight=after.weight,
-                    backup=after.backup,
-                    max_connections=after.max_connections,
-                    slow_start=after.slow_start or 0.0,
-                )
+                self._set(target, after)
+
+    def _set(self, target: Target, said: TargetSettings) -> None:
+        self.pool.change(
+            target,
+            "by the settings",
+            weight=said.weight,
+            backup=said.backup,
+            max_connections=said.max_connections,
+            slow_start=said.slow_start or 0.0,
+        )
 
     def succeed(self, old: "Backing") -> None:
         """What else is to be done when this has taken the place of ``old``."""

@@ -17,6 +17,7 @@ from pyproxy.errors import ControlError, ListenError, SettingsError
 from pyproxy.settings import Settings, differences, parse
 from tests.support import (
     Gate,
+    Load,
     RawTarget,
     Wire,
     client,
@@ -338,3 +339,62 @@ def test_the_address_of_the_admin_api_is_not_taken_from_it() -> None:
                 proxy.reload(said(targets=[a.url], listen=[0, address], admin=elsewhere))
             assert proxy.admin_url == address
             assert get(proxy.url).body == b"a"
+
+
+def slow_names(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[str]:
+    """Looks up each name of .test, slowly, as this machine; the names that were asked for."""
+    real, asked = socket.getaddrinfo, list[str]()
+
+    def look_up(host: str, *rest: Any) -> Any:
+        if not str(host).endswith(".test"):
+            return real(host, *rest)
+        asked.append(host)
+        threading.Event().wait(seconds)
+        return real("127.0.0.1", *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return asked
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_targets_serve_until_the_name_in_their_place_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    slow_names(monkeypatch, 0.3)
+    with letters("ab") as both, Proxy(targets=[both[0].url]) as proxy:
+        with Load(proxy.url) as load:
+            load.goes_on()
+            proxy.reload(said(targets=[f"dns://x.test:{both[at].port}"]))
+            load.goes_on()
+        assert set(load.statuses) == {200}
+        assert bodies(proxy.url, 2) == "ab"[at] * 2
+        assert len(proxy.pool.targets) == 1
+
+
+def test_names_are_looked_up_as_often_as_the_new_settings_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = slow_names(monkeypatch)
+    with lettered("a") as a:
+        targets = [f"dns://x.test:{a.port}"]
+        with Proxy(targets=targets, resolving=3600) as proxy:
+            proxy.reload(said(targets=targets, resolving=0.05))
+            eventually(lambda: len(asked) > 3)
+
+
+def test_what_was_added_by_hand_is_as_the_settings_say_when_they_do() -> None:
+    with letters("ab") as [a, b], Proxy(targets=[a.url]) as proxy:
+        proxy.control.add(b.url)
+        proxy.reload(said(targets=[a.url, {"url": b.url, "weight": 3}]))
+        assert sorted(bodies(proxy.url, 8)) == [*"aabbbbbb"]
+
+
+def test_entries_on_ports_of_the_systems_choice_keep_their_targets() -> None:
+    with letters("ab") as both:
+        entries = [
+            {"listen": "127.0.0.1:0", "targets": [one.url.replace("http", "tcp")]} for one in both
+        ]
+        with Proxy(parse({"tcp": entries})) as proxy:
+            urls = [url.replace("tcp:", "http:") for url in proxy.urls]
+            proxy.reload(parse({"tcp": entries, "sleeping": 3}))
+            assert [get(url).body for url in urls] == [b"a", b"b"]

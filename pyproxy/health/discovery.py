@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pyproxy import net
 from pyproxy.balancing.pool import TargetPool
@@ -35,15 +35,22 @@ class Discovery(threading.Thread):
         self._targets: dict[str, Target] = {}
         self._failing = False
         self._looked = threading.Event()
-        self._stopping = threading.Event()
+        self._woken = threading.Event()  # when it is configured, or stopped
+        self._stopping = False
 
     def configure(
-        self, every: float, make: Callable[[str], Target], forget: Callable[[Target], None]
+        self,
+        every: float,
+        make: Callable[[str], Target],
+        forget: Callable[[Target], None],
+        leaving: Collection[Target] = (),
     ) -> None:
         """What the settings say, also while it runs: ``make`` makes the target of an address,
-        ``forget`` is told of one that is gone."""
+        ``forget`` is told of one that is gone. Those ``leaving`` the pool don't count."""
         self._every = every
+        self._leaving = leaving
         self._make, self._forget = make, forget
+        self._woken.set()
 
     @property
     def targets(self) -> list[Target]:
@@ -56,11 +63,11 @@ class Discovery(threading.Thread):
         self._looked.wait(_FIRST)
 
     def run(self) -> None:
-        while True:
+        while not self._stopping:
+            self._woken.clear()
             self._look()
             self._looked.set()
-            if self._stopping.wait(self._every):
-                return
+            self._woken.wait(self._every)
 
     def _look(self) -> None:
         try:
@@ -74,14 +81,14 @@ class Discovery(threading.Thread):
         if self._failing:
             log.info("looking up %s succeeds again", self._host)
         self._failing = False
-        if not self._stopping.is_set():
+        if not self._stopping:
             self._take({str(one[4][0]) for one in found})
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def _take(self, addresses: set[str]) -> None:
-        known = {one.url for one in self._pool.targets}
+        known = {one.url for one in self._pool.targets if one not in self._leaving}
         for address in sorted(addresses - self._targets.keys()):
             target = self._make(address)
             if target.url not in known:  # another name's, or said itself
@@ -94,6 +101,7 @@ class Discovery(threading.Thread):
 
     def stop(self) -> None:
         """Ends the thread; one that hangs in a look-up ends with that."""
-        self._stopping.set()
+        self._stopping = True
+        self._woken.set()
         if self.ident is not None:
             self.join(2)
