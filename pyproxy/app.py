@@ -117,7 +117,11 @@ class Parts:
         return next((name, backing) for one, name, backing in self._names if one is found)
 
     def _service(self, said: Any, kind: type[B]) -> B:
-        name = name_of(said)
+        name = base = name_of(said)
+        count = 1
+        while name in self.services:  # tcp entries whose port the system chooses
+            count += 1
+            name = f"{base} #{count}"
         old = self._old.services.get(name) if self._old else None
         if not isinstance(old, kind):
             old = None
@@ -241,7 +245,6 @@ class Proxy:
             try:
                 self._access_log = _open_access_log(self.settings)
                 self._commit(self._parts)
-                self.control.journal.replay(self.control)
             except ListenError:
                 self._close()
                 raise
@@ -282,6 +285,8 @@ class Proxy:
         for name, service in parts.services.items():
             if service is not before.get(name):
                 service.start()
+        if parts is self._parts:  # the start: before anybody is served
+            self.control.journal.replay(self.control)
         left, self._servers = self._servers, self._arranged(parts, opened)
         self._parts = parts
         for name, service in before.items():

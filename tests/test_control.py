@@ -1,5 +1,7 @@
 """The verbs of those who run a proxy, and what they see."""
 
+import contextlib
+import socket
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from pyproxy.control.handover import Inheritance
 from pyproxy.control.status import Status
 from pyproxy.errors import ControlError
 from pyproxy.settings import parse
-from tests.support import eventually, get, lettered, letters
+from pyproxy.sockets import Sockets
+from tests.support import client, eventually, get, lettered, letters
 
 
 def targets_of(control: Control, pool: int = 0) -> dict[str, dict[str, Any]]:
@@ -193,3 +196,20 @@ def test_the_admin_api_is_there_for_who_embeds_a_proxy() -> None:
         assert requests.get(f"{proxy.admin_url}/status", timeout=9).status_code == 401
         proxy.reload(parse({"listen": 0, "targets": [a.url]}))
         assert proxy.admin_url is None
+
+
+def test_what_was_done_by_hand_counts_before_anybody_is_served() -> None:
+    with letters("ab") as [a, b], contextlib.ExitStack() as stack:
+        for _ in range(10):
+            sock = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=50))
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+            wires = [stack.enter_context(client(url)) for _ in range(20)]
+            for wire in wires:
+                wire.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            said = parse({"listen": url, "targets": [a.url, b.url]})
+            left = Inheritance(
+                Sockets({url.removeprefix("http://"): sock}),
+                journal=[("maintenance", target_id("default", b.url))],
+            )
+            with Proxy(said, inheritance=left):
+                assert {wire.read_message().body for wire in wires} == {b"a"}

@@ -33,6 +33,7 @@ from pyproxy.control.merging import merge
 from pyproxy.control.source import Source
 from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.readers import Json, url_of
+from pyproxy.services import name_of
 from pyproxy.settings import Settings, plain
 from pyproxy.sockets import named
 
@@ -402,6 +403,10 @@ class SupervisorControl:
 
     def add(self, target: Json, pool: str = "") -> str:
         with self._supervisor.changed:
+            said = self._supervisor.settings
+            pools = [one for one in (said, *said.routes, *said.tcp) if one.targets]
+            # By its name: the first may be another one when this is done again.
+            pool = pool or (name_of(pools[0]) if pools else "")
             known: str = self._any("add", target, pool)
             self.journal.note("add", known, target, pool)
         return known
