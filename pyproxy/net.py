@@ -4,6 +4,7 @@ moves bytes; nothing here knows HTTP."""
 import contextlib
 import errno
 import functools
+import logging
 import os
 import select
 import socket
@@ -16,6 +17,13 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, overload
 
 from pyproxy.errors import ListenError
+
+try:
+    import resource
+except ImportError:  # Windows has no limit on open files to raise
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 # A blocking socket with kernel timeouts needs no poll() before each call, as settimeout() does.
 KERNEL_TIMEOUTS = sys.platform != "win32"
@@ -291,3 +299,23 @@ class Buffers:
         with self._lock:
             if len(self._free) < self.MOST:
                 self._free.append(buffer)
+
+
+def raise_file_limit(connections: int) -> None:
+    """A connection needs two descriptors, one on each side."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * connections + 100
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        log.warning(
+            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
+            " or lower the limit",
+            connections,
+            needed,
+            most,
+        )

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from pyproxy import logs
+from pyproxy import logs, net
 from pyproxy.app import Proxy, check
 from pyproxy.control import systemd
 from pyproxy.control.handover import Inheritance, hand_over, inherited
@@ -24,11 +24,6 @@ from pyproxy.control.workers import Supervisor
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.settings import Settings
 from pyproxy.watching import Watcher
-
-try:
-    import resource
-except ImportError:  # Windows has no limit on open files to raise
-    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +87,7 @@ class Program:
         changed; ``tell`` speaks to the user; ``left`` is what the program before has left. Raises
         ``SettingsError``."""
         logs.configure(settings.log)
-        _raise_file_limit(settings.limits.connections)
+        net.raise_file_limit(settings.limits.connections)
         self._tell = tell
         self._signals = catch_signals(*_NAMES)
         self._watcher = watcher
@@ -115,6 +110,7 @@ class Program:
         if (settings.worker_count == 1) != isinstance(self.runner, Proxy):
             log.warning("workers: from or to 1 takes effect with the next start")
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        net.raise_file_limit(settings.limits.connections)
         with not_for_threads():
             self.runner.reload(settings)
         logs.configure(settings.log)
@@ -166,6 +162,9 @@ class Program:
         except PyproxyError as error:
             log.error("%s", error)
             return False
+        with contextlib.suppress(queue.Empty):  # it ends anyway: what has come isn't the second
+            while True:
+                self._signals.get_nowait()
         systemd.notify(f"MAINPID={pid}")
         self._tell(f"process {pid} takes the place of this one, which finishes what is under way")
         return True
@@ -184,23 +183,3 @@ class Program:
         if isinstance(self.runner, Supervisor):
             self.runner.kill()
         os._exit(128 + number)
-
-
-def _raise_file_limit(connections: int) -> None:
-    """A connection needs two descriptors, one on each side."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * connections + 100
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < needed:
-        log.warning(
-            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
-            " or lower the limit",
-            connections,
-            needed,
-            most,
-        )

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from pyproxy import logs
+from pyproxy import logs, net
 from pyproxy.app import Proxy
 from pyproxy.control.channel import Channel
 from pyproxy.control.handover import Inheritance
@@ -70,6 +70,7 @@ class Worker:
     def _reload(self, settings: bytes, names: list[str], lent: set[str], files: list[int]) -> None:
         assert self._proxy
         said: Settings = pickle.loads(settings)
+        net.raise_file_limit(said.limits.connections)
         self._proxy.adopt(_sockets(names, lent, files))
         self._proxy.reload(said)
         logs.configure(said.log, self._number)

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import requests
 
-from pyproxy.errors import ControlError
+from pyproxy.control.handover import hand_over
+from pyproxy.control.ledger import Ledger
+from pyproxy.errors import ControlError, PyproxyError
+from pyproxy.sockets import Sockets
 from tests.programs import DEADLINE, Program, command, program
 from tests.support import Gate, Load, RawTarget, client, eventually, get, letters
 
@@ -306,6 +309,54 @@ def test_a_new_program_that_does_not_come_up_changes_nothing(folder: Path) -> No
             served.wait_for("the new program doesn't serve, this one goes on: it ended with 2")
             assert get(served.url).body == b"a"
             assert served.stop() == 0
+
+
+def test_a_signal_to_end_that_comes_within_a_handover_is_not_the_second(folder: Path) -> None:
+    gate = Gate(b"x")
+    (folder / "slow.py").write_text(
+        "import os, time\n"
+        "def choose(request, targets): ...\n"
+        "if os.path.exists('slow'):\n"
+        "    time.sleep(1)\n"
+    )
+    with RawTarget(gate) as target:
+        said = Served(folder, targets=[target.url], policy="slow:choose")
+        with said.running() as served, client(served.url) as wire:
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            (folder / "slow").touch()
+            served.send(signal.SIGUSR2)
+            served.send(signal.SIGTERM)
+            new = int(served.wait_for(r"process (\d+) takes the place of this one")[1])
+            gate.open.set()
+            assert wire.read_message().body == b"x"
+            assert served.process.wait(DEADLINE) == 0
+            os.kill(new, signal.SIGTERM)
+            eventually(lambda: not served._open)
+
+
+def test_a_new_program_that_can_not_be_started_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(PyproxyError, match="can't be started, this one goes on"):
+        hand_over(Sockets(), Ledger(shared=True), [], b"")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_more_connections_get_more_files(folder: Path, count: int) -> None:
+    resource = pytest.importorskip("resource")
+    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096));"
+    run = f"{limit} runpy.run_module('pyproxy', run_name='__main__')"
+    with letters("a") as [a]:
+        said = Served(folder, targets=[a.url], workers=count, limits={"connections": 50})
+        with command(sys.executable, "-c", run, cwd=folder) as served:
+            served.wait_for("admin: ")
+            pids = workers(served) if count > 1 else [served.process.pid]
+            said.write(limits={"connections": 1000})
+            served.wait_for("settings: limits")
+            for pid in pids:
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == 2100
 
 
 def test_a_second_signal_ends_workers_at_once(folder: Path) -> None:

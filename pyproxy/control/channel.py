@@ -8,6 +8,7 @@ from typing import Any, Self
 
 _HEAD = struct.Struct("!IB")  # bytes of the message, files
 _MOST_FILES = 250  # the kernel passes at most 253 at once
+_NO_CHILDS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # no other program gets what is received
 
 
 class Channel:
@@ -45,7 +46,7 @@ class Channel:
         files: list[int] = []
         try:
             while True:
-                head, fds, _, _ = socket.recv_fds(self._sock, _HEAD.size, _MOST_FILES)
+                head, fds, _, _ = socket.recv_fds(self._sock, _HEAD.size, _MOST_FILES, _NO_CHILDS)
                 if not head:
                     raise EOFError
                 files += fds

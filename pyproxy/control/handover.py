@@ -73,12 +73,16 @@ def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret:
     """Starts this program again, with the same arguments, and returns when it serves: its process.
     Raises ``PyproxyError`` if it doesn't come to that; then it has ended."""
     channel, other = Channel.pair()
-    with other:
-        process = subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:]],
-            pass_fds=[other.fileno()],
-            env={**os.environ, _VARIABLE: str(other.fileno())},
-        )
+    try:
+        with other:
+            process = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]],
+                pass_fds=[other.fileno()],
+                env={**os.environ, _VARIABLE: str(other.fileno())},
+            )
+    except OSError as error:
+        channel.close()
+        raise PyproxyError(f"the new program can't be started, this one goes on: {error}") from None
     opened, unnamed = sockets.all(), sockets.unnamed()
     said: dict[str, Any] = {
         "sockets": list(opened),
