@@ -122,7 +122,7 @@ class Program:
             self.runner.start()
             if self._watcher:
                 in_background(self._reload_when_files_change, self._watcher)
-        self._left.serves()
+            self._left.serves()
         systemd.notify("READY=1", f"MAINPID={os.getpid()}")
 
     def _reload_when_files_change(self, watcher: Watcher) -> None:

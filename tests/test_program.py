@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import requests
 
+from pyproxy.balancing.counters import Counters
 from pyproxy.control.handover import hand_over
-from pyproxy.control.ledger import Ledger
+from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.sockets import Sockets
 from tests.programs import DEADLINE, Program, command, program
@@ -478,3 +479,16 @@ def test_more_than_one_worker_is_refused_where_there_is_no_fork(
     monkeypatch.delattr(os, "fork")
     with pytest.raises(SettingsError, match="needs an operating system that has fork"):
         Supervisor(parse({"targets": [8001], "workers": 2}))
+
+
+def test_what_programs_before_have_counted_is_kept_in_one_place() -> None:
+    old = Ledger(shared=True)
+    Counters(old.open().map).keep({("requests", "", ""): [2]})
+    for _ in range(3):  # two of them for programs that don't come up
+        files = old.files()
+        assert len(files) == 2
+    new = Ledger([Memory(os.dup(file)) for file in files], shared=True)
+    Counters(new.open().map).keep({("requests", "", ""): [3]})
+    new.settle()
+    assert new.totals() == {("requests", "", ""): [5]}
+    assert len(new.files()) == 2, "its own, and one for all that was before"

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,15 +40,26 @@ class Inheritance:
         self.ledger = ledger or Ledger()
         self.journal = journal
         self.secret = secret
-        self._channel: Channel | None = None
+        self._channel: Channel | None = None  # ends with the program before
 
     def serves(self) -> None:
         """Tells the program before, if there was one, that it may end."""
         if self._channel:
             with contextlib.suppress(EOFError):
                 self._channel.send("serves")
-            self._channel.close()
+            name = "pyproxy-heir"
+            ends = threading.Thread(
+                target=self._settle, args=(self._channel,), name=name, daemon=True
+            )
+            ends.start()
             self._channel = None
+
+    def _settle(self, channel: Channel) -> None:
+        """When that program has ended, its memories are read for the last time."""
+        with contextlib.suppress(EOFError):
+            channel.receive()
+        channel.close()
+        self.ledger.settle()
 
 
 def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
@@ -101,7 +113,7 @@ def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret:
         process.kill()
         code = process.wait()
         why = "it was too slow" if isinstance(error, TimeoutError) else f"it ended with {code}"
-        raise PyproxyError(f"the new program doesn't serve, this one goes on: {why}") from None
-    finally:
         channel.close()
+        raise PyproxyError(f"the new program doesn't serve, this one goes on: {why}") from None
+    channel.stay_open()
     return process.pid

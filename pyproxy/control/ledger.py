@@ -45,6 +45,8 @@ class Ledger:
         ``shared`` ones can be handed to another process."""
         self._make = Memory.shared if shared else Memory
         self._open = list(inherited)
+        self._inherited = list(self._open)
+        self._given: Memory | None = None  # with what was past, for another program
         self._past: Totals = {}  # of those that are closed
         # Protects both.
         self._lock = threading.Lock()
@@ -65,6 +67,12 @@ class Ledger:
             self._past = total([self._past, memory.read()])
         memory.close()
 
+    def settle(self) -> None:
+        """That program has ended."""
+        for memory in self._inherited:
+            self.close(memory)
+        self._inherited.clear()
+
     def totals(self) -> Totals:
         with self._lock:
             return total([self._past, *(memory.read() for memory in self._open)])
@@ -72,8 +80,10 @@ class Ledger:
     def files(self) -> list[int]:
         """Of all that is known, for a program that replaces this one. One of them is new, with what
         is known of those that are closed; they belong to this process."""
+        if self._given:  # to a program that didn't come up
+            self.close(self._given)
         with self._lock:
-            past = Memory.shared()
+            self._given = past = Memory.shared()
             Counters(past.map).keep(self._past)
             self._past = {}
             self._open.append(past)
