@@ -180,6 +180,7 @@ class Proxy:
         self._parts = Parts(settings, self._world)
         self._access_log: AccessLog | None = None
         self._servers: dict[str, ProxyServer | TCPProxyServer] = {}
+        self._retiring: set[ProxyServer | TCPProxyServer] = set()
         self._threads: list[threading.Thread] = []  # that serve, or end a server
         # One reload at a time, and none while it stops.
         self._changing = threading.Lock()
@@ -271,6 +272,9 @@ class Proxy:
                 old_log, self._access_log = self._access_log, old_log
                 raise
             finally:
+                for server in self._retiring.copy():  # they log what they finish
+                    if isinstance(server, ProxyServer):
+                        server.access_log = self._access_log
                 if old_log and old_log is not self._access_log:
                     old_log.close()
             self.control.journal.settle(before, settings)
@@ -369,7 +373,9 @@ class Proxy:
         def drain() -> None:
             server.shutdown(handed_over=handed_over)
             server.server_close()
+            self._retiring.discard(server)
 
+        self._retiring.add(server)
         self._thread(drain, f"pyproxy-drain-{server.server_port}")
 
     def _thread(self, what: Callable[[], None], name: str) -> None:

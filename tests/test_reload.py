@@ -398,3 +398,20 @@ def test_entries_on_ports_of_the_systems_choice_keep_their_targets() -> None:
             urls = [url.replace("tcp:", "http:") for url in proxy.urls]
             proxy.reload(parse({"tcp": entries, "sleeping": 3}))
             assert [get(url).body for url in urls] == [b"a", b"b"]
+
+
+def test_what_a_listener_finishes_after_its_end_is_logged_where_the_log_is_then(
+    tmp_path: Path,
+) -> None:
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        log = str(tmp_path / "1")
+        first = parse({"listen": [0, 0], "targets": [target.url], "access_log": log})
+        with Proxy(first) as proxy, client(proxy.urls[1]) as wire:
+            wire.send(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n")
+            gate.arrived.get(timeout=10)
+            proxy.reload(said(targets=[target.url], access_log=log))
+            proxy.reload(said(targets=[target.url], access_log=str(tmp_path / "2")))
+            gate.open.set()
+            assert wire.read_message().body == b"x"
+        assert "/late" in (tmp_path / "2").read_text()
