@@ -492,3 +492,25 @@ def test_what_programs_before_have_counted_is_kept_in_one_place() -> None:
     new.settle()
     assert new.totals() == {("requests", "", ""): [5]}
     assert len(new.files()) == 2, "its own, and one for all that was before"
+
+
+def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyproxy.control import workers as module
+    from pyproxy.settings import parse
+
+    monkeypatch.setattr(module, "_ANSWER", 0.5)
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001], "workers": 3})
+    with module.Supervisor(said) as supervisor:
+        hanging = [supervisor.workers[at].process.pid for at in (0, 1)]
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert supervisor.control.snapshot()["pools"], "the third has answered"
+        assert time.monotonic() - began < 5
+
+        def pids() -> set[int]:
+            return {one.process.pid for one in list(supervisor.workers.values())}
+
+        eventually(lambda: len(pids()) == 3 and not pids() & {*hanging})

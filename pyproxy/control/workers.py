@@ -39,7 +39,8 @@ from pyproxy.sockets import named
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 30.0  # seconds for a worker's start, or its answer
+_PATIENCE = 30.0  # seconds for a worker's start, or other settings
+_ANSWER = 10.0  # seconds for all answers to any other verb
 _YOUNG = 5.0  # seconds: a worker that dies sooner is part of a crash loop
 _LOOP = 5  # such deaths in a row that end the program
 _PAUSE = 0.1  # seconds before the first new start in a row; doubled each time
@@ -74,8 +75,15 @@ class Worker:
     def call(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> Any:
         """What the verb returns there. Raises what it raises there, ``EOFError`` when the process
         has ended, ``TimeoutError`` when it hangs."""
+        self.ask(verb, *arguments, files=files)
+        return self.answer(_PATIENCE)
+
+    def ask(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> None:
+        """Without waiting for the ``answer``. Raises ``EOFError`` and ``TimeoutError``."""
         self._channel.send((verb, arguments), list(files))
-        (good, result), _ = self._channel.receive(_PATIENCE)
+
+    def answer(self, patience: float) -> Any:
+        (good, result), _ = self._channel.receive(patience)
         if not good:
             raise result
         return result
@@ -83,7 +91,7 @@ class Worker:
     def tell(self, verb: str, *arguments: Any) -> None:
         """Without waiting for an answer."""
         with contextlib.suppress(EOFError, TimeoutError):
-            self._channel.send((verb, arguments))
+            self.ask(verb, *arguments)
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -249,16 +257,19 @@ class Supervisor:
             self.changed.notify_all()
         self._failed(problem)
 
-    def all(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> list[Any]:
+    def all(self, verb: str, *arguments: Any) -> list[Any]:
         """What the verb returns in each worker. One that doesn't answer is ended: another takes its
         place. Raises what the first raised that did."""
         self._goes_on()
         results: list[Any] = []
         refusal: ControlError | None = None
-        files = list(files)
-        for worker in list(self.workers.values()):
+        asked = list(self.workers.values())
+        for worker in asked:
+            worker.tell(verb, *arguments)
+        deadline = time.monotonic() + _ANSWER
+        for worker in asked:
             try:
-                results.append(worker.call(verb, *arguments, files=files))
+                results.append(worker.answer(max(deadline - time.monotonic(), 0.1)))
             except ControlError as error:
                 refusal = refusal or error
             except EOFError:
