@@ -111,10 +111,12 @@ class Program:
             log.warning("workers: from or to 1 takes effect with the next start")
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         net.raise_file_limit(settings.limits.connections)
-        with not_for_threads():
-            self.runner.reload(settings)
+        try:
+            with not_for_threads():
+                self.runner.reload(settings)
+        finally:
+            systemd.notify("READY=1")  # with the old settings, if the new ones can't be used
         logs.configure(settings.log)
-        systemd.notify("READY=1")
 
     def start(self) -> None:
         """Serves. Raises ``PyproxyError``."""

@@ -469,6 +469,20 @@ def test_sockets_of_systemd_outlive_the_program(folder: Path, count: int) -> Non
         client(address).close()
 
 
+def test_systemd_is_told_the_end_of_a_reload_that_fails(folder: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        path, told = stack.enter_context(notified(folder))
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        said = Served(folder, targets=[1])
+        starting = program(cwd=folder, env={"NOTIFY_SOCKET": path})
+        served = stack.enter_context(starting)
+        assert told.recv(1000).split(b"\n")[0] == b"READY=1"
+        said.write(listen=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert told.recv(1000).split(b"\n")[0] == b"RELOADING=1"
+        assert told.recv(1000) == b"READY=1"
+        served.wait_for("the settings stay as they were: can't listen on ")
+
+
 def test_more_than_one_worker_is_refused_where_there_is_no_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
