@@ -136,6 +136,8 @@ def refused(url: str) -> bool:
         client(url).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it was in the backlog of a socket that was closed
+        pass
     return False
 
 
