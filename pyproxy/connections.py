@@ -12,6 +12,8 @@ from pyproxy.balancing.counters import ACCEPTED, Counters
 
 log = logging.getLogger(__name__)
 
+# Seconds after an answer in which the next request may be on its way: ended then, it would be lost.
+_BREATH = 0.2
 _GRACE = 1.0  # seconds in which a new connection's first request may come before it counts as idle
 
 
@@ -119,7 +121,8 @@ class Connections:
             for one in among
             if one.idle_since
             and not one.ended
-            and (one.served or one.server.hasty or now - one.idle_since > _GRACE)
+            and now - one.idle_since
+            > (_BREATH if one.served else 0 if one.server.hasty else _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True

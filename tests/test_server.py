@@ -123,6 +123,27 @@ def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None
             assert not stopping.is_alive()
 
 
+def test_a_request_that_was_on_its_way_when_the_end_began_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyproxy.connections._BREATH", 20.0)
+    with letters("a") as [target]:
+        proxy = Proxy(targets=[target.url])
+        proxy.start()
+        [server] = proxy._servers.values()
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            assert wire.read_message().body == b"a"
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            eventually(lambda: server.closing)
+            wire.send(GET)
+            last = wire.read_message()
+            assert (last.body, last.get("Connection")) == (b"a", "close")
+            stopping.join(10)
+            assert not stopping.is_alive()
+
+
 def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
     gate = Gate()
     with RawTarget(gate) as target:
