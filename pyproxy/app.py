@@ -289,8 +289,9 @@ class Proxy:
         for name, service in parts.services.items():
             if service is not before.get(name):
                 service.start()
-        if parts is self._parts:  # the start: before anybody is served
+        if parts is self._parts and [*self.control.journal]:  # the start, before anybody is served
             self.control.journal.replay(self.control)
+            self.history.begin()
         left, self._servers = self._servers, self._arranged(parts, opened)
         self._parts = parts
         for name, service in before.items():
@@ -433,7 +434,8 @@ class Proxy:
 
 
 def check(settings: Settings) -> None:
-    """Raises what ``Proxy`` would, and what its start would but for the sockets."""
+    """Whether a process can serve with them, but for the addresses. Raises ``SettingsError`` or
+    ``ListenError``."""
     Proxy(settings)
     if access_log := _open_access_log(settings):
         access_log.close()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -147,6 +148,41 @@ def test_a_crash_loop_ends_with_a_message(folder: Path) -> None:
         served.wait_for(r"worker \d dies again and again: it ended with status 3")
         assert served.wait() == 1
         assert "Traceback" not in served.text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_access_log_that_can_not_be_opened_changes_nothing(folder: Path, count: int) -> None:
+    with letters("a") as [a]:
+        said = Served(folder, targets=[a.url], workers=count)
+        with said.running() as served:
+            assert get(served.url).body == b"a"
+            said.write(access_log=str(folder / "nowhere" / "access.log"))
+            served.wait_for("the settings stay as they were: access_log: .*: no such file")
+            assert get(served.url).body == b"a"
+            assert served.stop() == 0
+
+
+def test_workers_do_not_start_without_their_access_log(folder: Path) -> None:
+    said = Served(folder, targets=[1], workers=2, access_log=str(folder / "nowhere" / "a.log"))
+    with said.running() as served:
+        assert served.wait() == 1
+        assert re.fullmatch(r"access_log: .*: no such file or directory\n?", served.text)
+
+
+def test_what_was_done_by_hand_before_is_no_event_of_a_new_worker(folder: Path) -> None:
+    with letters("ab") as [a, b]:
+        said = Served(folder, targets=[a.url, b.url], workers=2)
+        with said.running() as served:
+            target = status(served)["pools"][0]["targets"][0]["id"]
+            change = {"weight": 3}
+            url = f"{admin(served)}/targets/{target}"
+            assert requests.patch(url, json=change, timeout=DEADLINE).ok
+            for victim in workers(served):
+                os.kill(victim, signal.SIGKILL)
+                eventually(lambda gone=victim: replaced(served, gone))  # type: ignore[misc]
+            found = status(served)
+            assert found["events"] == []
+            assert found["pools"][0]["targets"][0]["weight"] == 3
 
 
 def test_an_edited_file_takes_effect_by_itself(folder: Path) -> None:

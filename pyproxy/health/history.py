@@ -34,6 +34,10 @@ class History:
         self._events.append(event)
         self._last[target] = event
 
+    def begin(self) -> None:
+        """What has happened so far is of the process before: it is told no more as events."""
+        self._events.clear()
+
     def last(self, target: Target) -> Event | None:
         """What happened to it last."""
         return self._last.get(target)
