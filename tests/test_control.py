@@ -140,6 +140,14 @@ def test_it_explains_who_would_get_a_request_and_leaves_no_trace() -> None:
             assert bodies(proxy.url, 2) == "aa"
 
 
+def test_it_explains_that_nobody_is_left() -> None:
+    with Proxy(targets=[1]) as proxy:
+        control = Control(proxy)
+        control.maintenance(target_id("default", "http://localhost:1"))
+        found = control.explain(Described())
+    assert (found["target"], found["reason"]) == (None, "no target is live")
+
+
 def test_it_explains_what_keys_and_cookies_do() -> None:
     with letters("abc") as targets:
         proxy = Proxy(

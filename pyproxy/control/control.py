@@ -288,7 +288,10 @@ class Control:
                 "url": target.url,
                 "reason": why or f"the choice of {policy}",
             }
-        except (EmptyRing, AllBusy) as error:
+        except EmptyRing:
+            target = None
+            found["reason"] = "no target is live"
+        except AllBusy as error:
             target = None
             found["reason"] = str(error)
         found["pool"] = service.name

@@ -107,7 +107,7 @@ class AccessLog:
                 self._file.write(piece if self._path is None else piece.encode("ascii"))  # type: ignore[arg-type]
                 self._file.flush()
         except (OSError, ValueError) as error:
-            log.error("the access log ends: %s", error)
+            log.error("the access log ends, until SIGUSR1 has it opened anew: %s", error)
             self._close_file()
 
     def _close_file(self) -> None:
