@@ -22,7 +22,7 @@ from pyproxy.balancing.counters import Counters, Totals
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.connections import Connections
 from pyproxy.control.admin import AdminPlace
-from pyproxy.control.control import Control
+from pyproxy.control.control import Control, targets_said
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Memory
 from pyproxy.errors import ControlError, ListenError, SettingsError
@@ -277,7 +277,7 @@ class Proxy:
                         server.access_log = self._access_log
                 if old_log and old_log is not self._access_log:
                     old_log.close()
-            self.control.journal.settle(before, settings)
+            self.control.journal.settle(targets_said(before), targets_said(settings))
 
     def _commit(self, parts: Parts) -> None:
         """Puts the parts in the place of those before. Raises ``ListenError`` before anything has

@@ -123,8 +123,8 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
     def tell(text: str) -> None:
         _tell(program.runner.settings, text)  # which a reload may have changed
 
-    left = inheritance()
     try:
+        left = inheritance()
         files = settings.files(config)
         watcher = Watcher(files) if watch else None
         chosen = load()
@@ -135,6 +135,8 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
         raise BadSettings(error) from None
     except PyproxyError as error:
         raise Refused(error) from None
+    except (EOFError, OSError) as error:  # TimeoutError is one
+        raise click.ClickException(f"what was left to this program can't be had: {error}") from None
     urls = ", ".join(program.runner.urls)
     workers = f" with {chosen.worker_count} workers" if chosen.worker_count > 1 else ""
     _tell(chosen, f"pyproxy {__version__} listens on {urls}{workers} and serves {_served(chosen)}")

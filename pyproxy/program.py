@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pyproxy import logs, net
 from pyproxy.app import Proxy, check
 from pyproxy.control import systemd
+from pyproxy.control.control import targets_said
 from pyproxy.control.handover import Inheritance, hand_over, inherited
 from pyproxy.control.source import Source
 from pyproxy.control.workers import Supervisor
@@ -98,7 +99,9 @@ class Program:
         else:
             self.runner = Supervisor(settings, self._left, check=check, failed=self._fail)
         control = self.runner.control
-        control.source = Source(load, self._apply, settings, source)
+        if left.targets is not None:
+            control.journal.settle(left.targets, targets_said(settings))
+        self._source = control.source = Source(load, self._apply, settings, source)
         if "SIGUSR2" in SIGNALS.values():
             control.restart = lambda: self._signals.put(signal.SIGUSR2)
 
@@ -109,6 +112,8 @@ class Program:
     def _apply(self, settings: Settings) -> None:
         if (settings.worker_count == 1) != isinstance(self.runner, Proxy):
             log.warning("workers: from or to 1 takes effect with the next start")
+        if settings.cpu_affinity != self.runner.settings.cpu_affinity:
+            log.warning("cpu_affinity: takes effect with the next start")
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         net.raise_file_limit(settings.limits.connections)
         try:
@@ -132,8 +137,12 @@ class Program:
             self._reload()
 
     def _reload(self) -> None:
-        with contextlib.suppress(ControlError):  # which is logged
-            self.runner.control.reload()
+        try:
+            self._source.reload()
+        except ControlError:
+            pass  # which is logged
+        except Exception as error:  # noqa: BLE001 - this machine is out of something: it goes on
+            log.error("the settings can't be applied: %s: %s", type(error).__name__, error)
 
     def run(self) -> int:
         """Acts on signals until it is to end, and does that; the exit status."""
@@ -159,8 +168,12 @@ class Program:
     def _hand_over(self) -> bool:
         """Whether a new program serves."""
         runner = self.runner
+        targets = targets_said(runner.settings)
         try:
-            pid = hand_over(runner.sockets, runner.ledger, runner.control.journal, runner.secret)
+            with self._source.lock:
+                pid = hand_over(
+                    runner.sockets, runner.ledger, runner.control.journal, runner.secret, targets
+                )
         except PyproxyError as error:
             log.error("%s", error)
             return False

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from pyproxy import Proxy
-from pyproxy.control.control import Control, Journal, target_id
+from pyproxy.control.control import Control, Journal, target_id, targets_said
 from pyproxy.control.described import Described
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.status import Status
@@ -175,7 +175,8 @@ def test_the_journal_keeps_the_last_word_on_each_target() -> None:
         *(("weight", one, 5), ("ready", one), ("remove", two), ("weight", three, 7)),
         *(("add", "new", 4, ""), ("drain", "new")),
     ]
-    journal.settle(said, parse({"targets": [2, {"url": 3, "weight": 4}]}))
+    new = parse({"targets": [2, {"url": 3, "weight": 4}]})
+    journal.settle(targets_said(said), targets_said(new))
     assert list(journal) == [("remove", two), ("add", "new", 4, ""), ("drain", "new")]
     journal.note("remove", "new")
     assert list(journal) == [("remove", two), ("remove", "new")]
@@ -221,3 +222,13 @@ def test_what_was_done_by_hand_counts_before_anybody_is_served() -> None:
             )
             with Proxy(said, inheritance=left):
                 assert {wire.read_message().body for wire in wires} == {b"a"}
+
+
+def test_a_target_that_was_added_anew_by_hand_is_so_in_the_next_process() -> None:
+    with lettered("a") as a, Proxy(targets=[a.url]) as first:
+        control = first.control
+        control.remove(id_of(control, a.url))
+        control.add({"url": a.url, "weight": 5})
+        left = Inheritance(journal=list(control.journal))
+        with Proxy(targets=[a.url], inheritance=left) as second:
+            assert [one.weight for one in second.pool.targets] == [5]

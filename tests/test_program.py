@@ -336,6 +336,26 @@ def test_a_new_program_takes_the_place_of_the_old_one(folder: Path, count: int) 
             eventually(lambda: not served._open)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_new_program_believes_edited_settings_more_than_what_was_done_by_hand(
+    folder: Path, count: int
+) -> None:
+    said = Served(folder, targets=[1, 2], workers=count)
+    with said.running("--no-watch") as served:
+        api = admin(served)
+        for target in requests.get(f"{api}/targets", timeout=DEADLINE).json():
+            where = f"{api}/targets/{target['id']}"
+            requests.patch(where, json={"weight": 7}, timeout=DEADLINE)
+        said.write(targets=[{"url": "http://localhost:1", "weight": 3}, 2])
+        served.send(signal.SIGUSR2)
+        new = int(served.wait_for(r"process (\d+) takes the place of this one")[1])
+        assert served.process.wait(DEADLINE) == 0
+        found = requests.get(f"{api}/targets", timeout=DEADLINE).json()
+        assert [one["weight"] for one in found] == [3, 7]
+        os.kill(new, signal.SIGTERM)
+        eventually(lambda: not served._open)
+
+
 def test_a_new_program_that_does_not_come_up_changes_nothing(folder: Path) -> None:
     with letters("a") as [a]:
         said = Served(folder, targets=[a.url])
@@ -377,7 +397,7 @@ def test_a_new_program_that_can_not_be_started_changes_nothing(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PyproxyError, match="can't be started, this one goes on"):
-        hand_over(Sockets(), Ledger(shared=True), [], b"")
+        hand_over(Sockets(), Ledger(shared=True), [], b"", {})
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -12,7 +12,7 @@ A target's id is the same in every process and after each start.
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pyproxy.balancing.counters import Totals
@@ -92,10 +92,9 @@ class Journal:
     def __iter__(self) -> Iterator[Deed]:
         return iter(list(self._deeds.values()))
 
-    def settle(self, old: Settings, new: Settings) -> None:
+    def settle(self, before: Mapping[str, Json], after: Mapping[str, Json]) -> None:
         """The settings have the last word on what they have changed: the weight of a target, and
-        whether it is there."""
-        before, after = _targets_of(old), _targets_of(new)
+        whether it is there. Both are ``targets_said`` by settings."""
         for about, target in list(self._deeds):
             was, is_now = before.get(target), after.get(target)
             if was != is_now and (about == "weight" or was is None or is_now is None):
@@ -106,15 +105,21 @@ class Journal:
         for verb, target, *arguments in self:
             with contextlib.suppress(ControlError):
                 if verb == "add":
+                    with contextlib.suppress(ControlError):  # it is as the settings say it
+                        verbs.remove(target)
                     verbs.add(*arguments)
                 else:
                     getattr(verbs, verb)(target, *arguments)
 
 
-def _targets_of(said: Settings) -> dict[str, TargetSettings]:
-    """By id."""
-    pools: list[PoolSettings] = [said, *said.routes, *said.tcp]
-    return {target_id(name_of(one), target.url): target for one in pools for target in one.targets}
+def targets_said(settings: Settings) -> dict[str, Json]:
+    """What settings say of each target, by id."""
+    pools: list[PoolSettings] = [settings, *settings.routes, *settings.tcp]
+    return {
+        target_id(name_of(pool), target.url): plain(target)
+        for pool in pools
+        for target in pool.targets
+    }
 
 
 class Verbs(Protocol):

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyproxy.control.channel import Channel
 from pyproxy.control.control import Deed
 from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.errors import PyproxyError
+from pyproxy.readers import Json
 from pyproxy.sockets import Sockets
 
 _VARIABLE = "PYPROXY_HANDOVER"  # the descriptor of a channel
@@ -33,13 +34,16 @@ class Inheritance:
         ledger: Ledger | None = None,
         journal: Sequence[Deed] = (),
         secret: bytes = b"",
+        targets: Mapping[str, Json] | None = None,
     ) -> None:
-        """Sockets that listen, what has been counted, what was done by hand, and the secret that
-        cookies are made with where the settings name none."""
+        """Sockets that listen, what has been counted, what was done by hand, the secret that
+        cookies are made with where the settings name none, and what the settings said of targets
+        when that was done (None: the same as now)."""
         self.sockets = sockets or Sockets()
         self.ledger = ledger or Ledger()
         self.journal = journal
         self.secret = secret
+        self.targets = targets
         self._channel: Channel | None = None  # ends with the program before
 
     def serves(self) -> None:
@@ -76,12 +80,18 @@ def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
     sockets = Sockets(named, files[len(names) : rest], said["lent"])
     memories = [Memory(file) for file in files[rest:]]
     ledger = Ledger(memories, shared=True)
-    found = Inheritance(sockets, ledger, said["journal"], said["secret"])
+    found = Inheritance(sockets, ledger, said["journal"], said["secret"], said["targets"])
     found._channel = channel
     return found
 
 
-def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret: bytes) -> int:
+def hand_over(
+    sockets: Sockets,
+    ledger: Ledger,
+    journal: Iterable[Deed],
+    secret: bytes,
+    targets: Mapping[str, Json],
+) -> int:
     """Starts this program again, with the same arguments, and returns when it serves: its process.
     Raises ``PyproxyError`` if it doesn't come to that; then it has ended."""
     channel, other = Channel.pair()
@@ -102,6 +112,7 @@ def hand_over(sockets: Sockets, ledger: Ledger, journal: Iterable[Deed], secret:
         "lent": sockets.lent,
         "journal": list(journal),
         "secret": secret,
+        "targets": targets,
     }
     listening = [sock.fileno() for sock in (*opened.values(), *unnamed)]
     try:

@@ -29,13 +29,13 @@ class Source:
         self._file = file
         self._loaded = time.time()
         self._error: dict[str, Any] | None = None
-        # One reload at a time.
-        self._lock = threading.Lock()
+        # One reload at a time, and none while the sockets are handed over.
+        self.lock = threading.Lock()
 
     def reload(self) -> list[str]:
         """Reads the settings and applies them; what has changed. Bad ones are logged, change
         nothing, and raise ``ControlError`` 422."""
-        with self._lock:
+        with self.lock:
             try:
                 settings = self._load()
                 changes = differences(self._current, settings)

@@ -25,7 +25,7 @@ from typing import Any
 from pyproxy.balancing.counters import Totals
 from pyproxy.control.admin import AdminPlace
 from pyproxy.control.channel import Channel
-from pyproxy.control.control import Deed, Journal
+from pyproxy.control.control import Deed, Journal, targets_said
 from pyproxy.control.described import Described
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Ledger, Memory
@@ -193,28 +193,32 @@ class Supervisor:
         deaths = 0
         while self._wanted(number):
             began = time.monotonic()
-            said = self._run(number)
+            died, said = self._run(number)
             if not self._wanted(number):
                 break
-            deaths = deaths + 1 if time.monotonic() - began < _YOUNG else 0
-            pause = _PAUSE * 2**deaths if deaths else 0
+            young = time.monotonic() - began < _YOUNG
+            deaths = deaths + 1 if died and young else 0
+            pause = _PAUSE * 2**deaths if young else 0
             if deaths == _LOOP:
                 self._give_up(f"worker {number} dies again and again: it {said}")
                 break
-            log.error("worker %d %s; another takes its place", number, said)
+            level = logging.ERROR if died else logging.INFO
+            log.log(level, "worker %d %s; another takes its place", number, said)
             self.restarts[number] += 1
             self._stopping.wait(pause)
         with self.changed:
             self._threads.pop(number, None)
 
-    def _run(self, number: int) -> str:
-        """One process, from its start to its end; how that was."""
-        memory = self.ledger.open()
+    def _run(self, number: int) -> tuple[bool, str]:
+        """One process, from its start to its end; whether it died, and how."""
+        memory: Memory | None = None
         try:
+            memory = self.ledger.open()
             worker = Worker(number, memory)
         except OSError as error:
-            self.ledger.close(memory)
-            return f"can't be started: {error}"
+            if memory:
+                self.ledger.close(memory)
+            return True, f"can't be started: {error}"
         try:
             worker.wait_until_awake()
             with self.changed:
@@ -227,8 +231,8 @@ class Supervisor:
             worker.kill()
             worker.process.wait()
             if isinstance(error, PyproxyError):
-                return f"didn't start: {error}"
-            return f"{worker.fate()} before it served"
+                return True, f"didn't start: {error}"
+            return True, f"{worker.fate()} before it served"
         else:
             worker.process.wait()
         finally:
@@ -238,7 +242,7 @@ class Supervisor:
                 self._leaving.discard(worker)
             worker.close()
             self.ledger.close(memory)
-        return worker.fate()
+        return worker.process.returncode != 0, worker.fate()
 
     def _begin(self, worker: Worker) -> None:
         start = {
@@ -309,7 +313,7 @@ class Supervisor:
                         error or "no answer",
                     )
                     worker.kill()
-            self.control.journal.settle(before, settings)
+            self.control.journal.settle(targets_said(before), targets_said(settings))
             self._admin.apply(settings)
             for name in self.sockets.all().keys() - opened.keys():
                 self.sockets.close(name)
