@@ -632,7 +632,7 @@ def test_a_log_that_has_ended_goes_on_when_it_is_reopened(
     path.rename(tmp_path / "moved")
     folder.rmdir()
     log.reopen()
-    eventually(lambda: "the access log ends" in caplog.text)
+    eventually(lambda: "the access log can't be written" in caplog.text)
     log.write(access_format.Entry("10.0.0.1", b"GET /lost HTTP/1.1", 200, 1))
     folder.mkdir()
     log.reopen()
@@ -640,6 +640,27 @@ def test_a_log_that_has_ended_goes_on_when_it_is_reopened(
     log.write(access_format.Entry("10.0.0.1", b"GET /kept HTTP/1.1", 200, 1))
     log.close()
     assert read(path)[-1]["line"] == "GET /kept HTTP/1.1"
+
+
+def test_a_log_that_could_not_be_written_goes_on_by_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "access.log"
+    log = AccessLog(str(path))
+    path.rename(tmp_path / "moved")
+    folder.rmdir()
+    for _ in range(2):
+        log.write(access_format.Entry("10.0.0.1", b"GET /lost HTTP/1.1", 200, 1))
+        eventually(lambda: not log._lines)
+    eventually(lambda: "the access log can't be written" in caplog.text)
+    folder.mkdir()
+    log.write(access_format.Entry("10.0.0.1", b"GET /kept HTTP/1.1", 200, 1))
+    eventually(lambda: path.exists() and path.read_text())
+    log.close()
+    assert [entry["line"] for entry in read(path)] == ["GET /kept HTTP/1.1"]
+    assert caplog.text.count("the access log can't be written") == 1
 
 
 def test_reopening_from_many_threads_loses_no_line(tmp_path: Path) -> None:

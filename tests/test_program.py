@@ -17,9 +17,11 @@ import pytest
 import requests
 
 from pyproxy.balancing.counters import Counters
+from pyproxy.control import workers as workers_module
 from pyproxy.control.handover import hand_over
 from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.errors import ControlError, PyproxyError
+from pyproxy.settings import parse
 from pyproxy.sockets import Sockets
 from tests.programs import DEADLINE, Program, command, program
 from tests.support import Gate, Load, RawTarget, client, eventually, get, letters
@@ -183,6 +185,34 @@ def test_what_was_done_by_hand_before_is_no_event_of_a_new_worker(folder: Path) 
             found = status(served)
             assert found["events"] == []
             assert found["pools"][0]["targets"][0]["weight"] == 3
+
+
+def test_a_worker_that_can_not_come_back_ends_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "crashing.py").write_text(
+        "import os, pathlib, sys\n"
+        "def choose(request, targets):\n"
+        "    return targets[0]\n"
+        "if 'worker' in ' '.join(sys.orig_argv) and pathlib.Path(__file__ + '.now').exists():\n"
+        "    os._exit(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(workers_module, "_YOUNG", 0.5)
+    monkeypatch.setattr(workers_module, "_PAUSE", 0.001)
+    failed: list[str] = []
+    with letters("a") as [a]:
+        said = {"listen": 0, "targets": [a.url], "workers": 2, "policy": "crashing:choose"}
+        with workers_module.Supervisor(parse(said), failed=failed.append) as supervisor:
+            (folder / "crashing.py.now").touch()
+            steady = supervisor.workers[0].started
+            eventually(lambda: time.time() - steady > 1)
+            supervisor.workers[1].kill()
+            eventually(lambda: supervisor.restarts[1] > workers_module._LOOP + 2, DEADLINE)
+            assert get(supervisor.urls[0]).body == b"a"
+            (folder / "crashing.py.now").unlink()
+            eventually(lambda: len(supervisor.workers) == 2)
+    assert failed == []
 
 
 def test_an_edited_file_takes_effect_by_itself(folder: Path) -> None:

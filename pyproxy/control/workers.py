@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 _PATIENCE = 30.0  # seconds for a worker's start, or other settings
 _ANSWER = 10.0  # seconds for all answers to any other verb
 _YOUNG = 5.0  # seconds: a worker that dies sooner is part of a crash loop
-_LOOP = 5  # such deaths in a row that end the program
+_LOOP = 5  # such deaths in a row that end the program, if no other worker serves
 _PAUSE = 0.1  # seconds before the first new start in a row; doubled each time
+_LONGEST = 10.0  # seconds
 
 
 class Worker:
@@ -198,8 +199,8 @@ class Supervisor:
                 break
             young = time.monotonic() - began < _YOUNG
             deaths = deaths + 1 if died and young else 0
-            pause = _PAUSE * 2**deaths if young else 0
-            if deaths == _LOOP:
+            pause = min(_PAUSE * 2**deaths, _LONGEST) if young else 0
+            if deaths >= _LOOP and not self._others_serve(number):
                 self._give_up(f"worker {number} dies again and again: it {said}")
                 break
             level = logging.ERROR if died else logging.INFO
@@ -208,6 +209,13 @@ class Supervisor:
             self._stopping.wait(pause)
         with self.changed:
             self._threads.pop(number, None)
+
+    def _others_serve(self, number: int) -> bool:
+        """Whether some worker has lived long enough to be trusted: then the program goes on."""
+        with self.changed:
+            now = time.time()
+            others = [one for one in self.workers.values() if one.number != number]
+            return any(now - one.started > _YOUNG for one in others)
 
     def _run(self, number: int) -> tuple[bool, str]:
         """One process, from its start to its end; whether it died, and how."""

@@ -41,6 +41,7 @@ class AccessLog:
         self._second = (0, "")
         self._reopening = False
         self._stopping = False
+        self._lost = False  # it can't be written: that is told once, and tried again
         self._thread = threading.Thread(target=self._run, name="pyproxy-access-log", daemon=True)
         self._thread.start()
 
@@ -98,7 +99,7 @@ class AccessLog:
 
     def _flush(self, lines: list[str], reopening: bool = False) -> None:
         try:
-            if reopening:
+            if reopening or (lines and self._file is None and self._path):
                 self._reopen()
             if not lines or self._file is None:
                 return
@@ -106,8 +107,13 @@ class AccessLog:
             for piece in _pieces(lines):
                 self._file.write(piece if self._path is None else piece.encode("ascii"))  # type: ignore[arg-type]
                 self._file.flush()
+            if self._lost:
+                log.info("the access log goes on")
+            self._lost = False
         except (OSError, ValueError) as error:
-            log.error("the access log ends, until SIGUSR1 has it opened anew: %s", error)
+            if not self._lost:
+                log.error("the access log can't be written, its lines are lost: %s", error)
+            self._lost = True
             self._close_file()
 
     def _close_file(self) -> None:
