@@ -66,8 +66,10 @@ def test_the_third_target_dies_and_comes_back_and_no_request_fails() -> None:
             assert state == "live"
             assert int(before)
             assert int(after)
-            assert bool(int(during)) == (at != 2)
-            assert (share == "0.0") == (at == 2)
+            if at == 2:  # an answer may have been on its way when the target was killed
+                assert int(during) <= 1
+            else:
+                assert float(share) > 0
         assert rows[2][1] == killed
         total, times, verdict = demo.stdout[-3:]
         found = re.match(r"(\d+) requests, 0 failed, ", total)
