@@ -34,12 +34,13 @@ from pyproxy.http.static import Files
 from pyproxy.sections import TLS, PoolSettings
 from pyproxy.services import Backing, Service, TCPService, World, name_of
 from pyproxy.settings import Route, Settings, parse
-from pyproxy.sockets import Sockets, named
+from pyproxy.sockets import Place, Sockets, named
 from pyproxy.tcp.server import TCPProxyServer
 
 log = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=Backing)
+S = TypeVar("S", ProxyServer, TCPProxyServer)
 
 
 def _server_tls(said: TLS, protocols: list[str]) -> tls.ServerTLS:
@@ -313,22 +314,12 @@ class Proxy:
     ) -> dict[str, ProxyServer | TCPProxyServer]:
         """The servers of these parts, those there and new ones, as the settings say."""
         settings = parts.settings
-        processor = self._processor if settings.cpu_affinity else None
-        names = list(named(parts.settings.places))
+        names = list(named(settings.places))
         secure = [at for at, one in zip(names, settings.listens, strict=False) if one.secure]
         servers: dict[str, ProxyServer | TCPProxyServer] = {}
         for name, listen in zip(names, settings.listens, strict=False):
-            known = self._servers.get(name)
-            server = (
-                known
-                if isinstance(known, ProxyServer)
-                else ProxyServer(
-                    listen.place,
-                    opened[name].dup(),
-                    connections=self._connections,
-                    counters=self._counters,
-                    processor=processor,
-                )
+            server = self._server(
+                ProxyServer, name, listen.place, opened, settings, counters=self._counters
             )
             serve = parts.serve
             if listen.redirect:
@@ -349,18 +340,8 @@ class Proxy:
             )
             servers[name] = server
         for name, services in zip(names[len(settings.listens) :], parts.relayed, strict=True):
-            known = self._servers.get(name)
             entry = services[0].entry
-            tcp = (
-                known
-                if isinstance(known, TCPProxyServer)
-                else TCPProxyServer(
-                    entry.place,
-                    opened[name].dup(),
-                    connections=self._connections,
-                    processor=processor,
-                )
-            )
+            tcp = self._server(TCPProxyServer, name, entry.place, opened, settings)
             tcp.configure(
                 [(one.entry, one.connector) for one in services],
                 timeouts=settings.timeouts,
@@ -369,6 +350,29 @@ class Proxy:
             )
             servers[name] = tcp
         return servers
+
+    def _server(
+        self,
+        kind: type[S],
+        name: str,
+        place: Place,
+        opened: dict[str, socket.socket],
+        settings: Settings,
+        **more: Any,
+    ) -> S:
+        """The one that serves there already, or a new one."""
+        known = self._servers.get(name)
+        if isinstance(known, kind):
+            return known
+        processor = self._processor if settings.cpu_affinity else None
+        make: Callable[..., S] = kind
+        return make(
+            place,
+            opened[name].dup(),
+            connections=self._connections,
+            processor=processor,
+            **more,
+        )
 
     def _retire(self, server: ProxyServer | TCPProxyServer, handed_over: bool) -> None:
         def drain() -> None:

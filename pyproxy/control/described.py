@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
+
+from pyproxy.http.forward import cookie_in, parameter_in
 
 
 @dataclass
@@ -25,12 +26,7 @@ class Described:
         return known.get(name.lower())
 
     def cookie(self, name: str) -> str | None:
-        for pair in (self.header("cookie") or "").split(";"):
-            key, equals, value = pair.strip(" \t").partition("=")
-            if equals and key == name:
-                return value
-        return None
+        return cookie_in(self.header("cookie") or "", name)
 
     def query(self, name: str) -> str | None:
-        pairs = parse_qsl(self.uri.partition("?")[2], keep_blank_values=True)
-        return dict(reversed(pairs)).get(name)
+        return parameter_in(self.uri, name)

@@ -46,6 +46,24 @@ class Client(Protocol):
         """Passes a 1xx on."""
 
 
+def cookie_in(field: str, name: str) -> str | None:
+    """A cookie's value (RFC 6265, 4.2.1, as browsers send it)."""
+    for pair in field.split(";"):
+        key, equals, value = pair.strip(" \t").partition("=")
+        if equals and key == name:
+            return value
+    return None
+
+
+def parameter_in(uri: str, name: str) -> str | None:
+    """A parameter of the query, decoded."""
+    for pair in uri.partition("?")[2].split("&"):
+        key, _, value = pair.partition("=")
+        if unquote_plus(key) == name:
+            return unquote_plus(value)
+    return None
+
+
 class Request:
     """What is asked of a target. Attempts read it and never change it, but for their own story:
     ``number``, ``target``, ``attempts``, ``started``. To policies it is ``Asked``."""
@@ -123,20 +141,11 @@ class Request:
         return joined.join(values).decode("latin-1") if values else None
 
     def cookie(self, name: str) -> str | None:
-        """RFC 6265, 4.2.1, as browsers send it."""
-        for pair in (self.header("cookie") or "").split(";"):
-            key, equals, value = pair.strip(" \t").partition("=")
-            if equals and key == name:
-                return value
-        return None
+        return cookie_in(self.header("cookie") or "", name)
 
     def query(self, name: str) -> str | None:
         """A parameter of the query, decoded."""
-        for pair in self.uri.partition("?")[2].split("&"):
-            key, _, value = pair.partition("=")
-            if unquote_plus(key) == name:
-                return unquote_plus(value)
-        return None
+        return parameter_in(self.uri, name)
 
     def watch(self) -> float:
         """While a target is silent: see ``upstream.Watch``. While the body is still being sent,
