@@ -58,6 +58,7 @@ def test_bad_checks_in_a_row_evict_and_good_ones_restore() -> None:
         sick.status = "200 OK"
         eventually(lambda: not evicted(proxy))
         assert len(sick.checked) - before >= 3, "not before the third good one in a row"
+        eventually(lambda: len(proxy.history()) == 2)
         told = [(event.what, event.reason) for event in proxy.history()]
         assert told == [("evicted", "check: answered 503"), ("restored", "answered 200")]
 
@@ -74,7 +75,7 @@ def test_what_makes_a_check_bad(
     reply: tuple[str, bytes], health: dict[str, Any], reason: str
 ) -> None:
     with Sick(*reply) as sick, watched(sick.url, **health) as proxy:
-        eventually(lambda: proxy.history())
+        eventually(proxy.history)
         assert proxy.history()[0].reason == reason
 
 
@@ -99,6 +100,7 @@ def test_a_target_that_hangs_in_its_check_is_evicted_after_the_timeout() -> None
 
     with RawTarget(hang) as target, watched(target.url, timeout=0.1, fall=1) as proxy:
         eventually(lambda: evicted(proxy))
+        eventually(proxy.history)  # it is told after the change
         assert "timed out" in proxy.history()[0].reason
 
 
@@ -113,6 +115,7 @@ def test_a_bare_connection_can_be_the_check() -> None:
     with RawTarget(note) as target, watched(target.url, dead, tcp=True) as proxy:
         eventually(lambda: target.connections > 3)
         eventually(lambda: evicted(proxy) == [dead])
+        eventually(proxy.history)  # it is told after the change
         assert proxy.history()[0].reason == "check: connect: connection refused"
     assert not asked.is_set()
 

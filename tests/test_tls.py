@@ -380,6 +380,7 @@ def test_targets_over_tls_are_verified(local: tuple[str, str], folder: Path) -> 
     ):
         assert [get(proxy.url).body for _ in range(4)] == [b"a" * 100000] * 4
         assert [one.url for one in proxy.pool.evicted()] == [secure(bad)]
+        eventually(proxy.history)  # it is told after the change
         assert "certificate: " in proxy.history()[0].reason
         proxy.pool.evict(proxy.pool.targets[1], "by the test")
         eventually(lambda: len(proxy.pool.live) == 1)
@@ -402,6 +403,7 @@ def test_a_self_signed_target_is_refused_unless_it_is_said(local: tuple[str, str
         Proxy(targets=[secure(target)], sleeping=60) as proxy,
     ):
         assert get(proxy.url).status == 503
+        eventually(proxy.history)  # it is told after the change
         assert "self-signed" in proxy.history()[0].reason
 
 
