@@ -13,6 +13,7 @@ from typing import Any
 
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.options import REQUIRED, Option, declared
+from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import AccessLogSettings, Listen, PoolSettings, TargetSettings
 from pyproxy.settings import Route, Settings, plain, tcp_options
 
@@ -52,6 +53,7 @@ MADE = {
     "tcp": lambda: rows_of(tcp_options()),
     "policies": policies,
     "access_log": lambda: table(AccessLogSettings),
+    "scaling": lambda: table(Scaling),
 }
 
 

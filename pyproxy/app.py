@@ -88,7 +88,7 @@ class Parts:
     def _built(self) -> routes.Service:
         """What answers requests: the targets, or the routes before them."""
         settings = self.settings
-        default = self._forward(settings) if settings.targets else routes.no_route
+        default = self._forward(settings) if settings.has_targets else routes.no_route
         self._names.append((routes.no_route, "none", None))
         if not settings.routes:
             return default

@@ -28,6 +28,7 @@ from pyproxy.readers import (
     url_of,
     whole,
 )
+from pyproxy.scaling_settings import Scaling, read_scaling
 
 
 def url_schema(*schemes: str) -> Schema:
@@ -484,6 +485,16 @@ class PoolSettings:
         "begin connections to targets with a PROXY header of version 1 or 2 (null: none)",
         optional(whole(1, 2)),
     )
+    scaling: Scaling | None = option(
+        None,
+        "how targets are made, and how many there may be (null: none are)",
+        optional(read_scaling),
+    )
+
+    @property
+    def has_targets(self) -> bool:
+        """Now, or when they have been made."""
+        return bool(self.targets or self.scaling)
 
 
 @described(url_schema("http"))

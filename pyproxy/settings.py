@@ -42,6 +42,7 @@ from pyproxy.readers import (
     url_of,
     whole,
 )
+from pyproxy.scaling_settings import Environment
 from pyproxy.sections import (
     TLS,
     AccessLogSettings,
@@ -111,7 +112,11 @@ class Route(PoolSettings):
     redirect_status: int = option(302, "301, 302, 303, 307 or 308", read_status)
 
 
-_ONE_KIND = [{"required": [one]} for one in ("targets", "files", "redirect")]
+_ONE_KIND = [
+    {"anyOf": [{"required": ["targets"]}, {"required": ["scaling"]}]},
+    {"required": ["files"]},
+    {"required": ["redirect"]},
+]
 
 
 @described({"object": Route, "oneOf": _ONE_KIND})
@@ -119,8 +124,8 @@ def _route(value: Json) -> Route:
     if not isinstance(value, dict):
         raise ValueError("expected an object")
     found = read_object(Route, value)
-    if sum(map(bool, (found.targets, found.files, found.redirect))) != 1:
-        raise ValueError("a route has one of targets, files and redirect")
+    if sum(map(bool, (found.has_targets, found.files, found.redirect))) != 1:
+        raise ValueError("a route has one of targets (or scaling), files and redirect")
     return found
 
 
@@ -203,6 +208,9 @@ def _needs_http(value: Mapping[str, Json]) -> list[tuple[str, str]]:
     """What of it a tcp entry can't have."""
     said = "needs HTTP, which a tcp entry doesn't speak"
     found = [(f".{key}", said) for key in value if key in _POOL_SETTINGS - _TCP_SETTINGS.keys()]
+    if "scaling" in value:
+        found.remove((".scaling", said))
+        found.append((".scaling", "a tcp entry's targets are named: they can't be made"))
     for key, known in _TCP_SETTINGS.items():
         if known and isinstance(section := value.get(key), dict):
             there = {one.name for one in dataclasses.fields(_KINDS[key])}
@@ -311,7 +319,7 @@ class Settings(PoolSettings):
     @property
     def listens(self) -> list[Listen]:
         """The addresses for HTTP. Those that redirect come last: the first is one that serves."""
-        if self.tcp and not (self.targets or self.routes):
+        if self.tcp and not (self.has_targets or self.routes):
             return []  # there is nothing to serve there
         return sorted(self.listen, key=lambda one: bool(one.redirect))
 
@@ -343,6 +351,7 @@ class Settings(PoolSettings):
         return [Path(name) for name in dict.fromkeys(names) if name]
 
 
+_OWN = {"targets", "scaling"}  # what no entry inherits
 _POOL_SETTINGS = {one.name for one in dataclasses.fields(PoolSettings)}
 _KINDS: dict[str, Any] = {
     one.name: one.default_factory
@@ -350,7 +359,7 @@ _KINDS: dict[str, Any] = {
     if "option" not in one.metadata
 }
 _ROUTE_SETTINGS: dict[str, Collection[str] | None] = {
-    **dict.fromkeys(one.name for one in dataclasses.fields(PoolSettings)),
+    **dict.fromkeys(_POOL_SETTINGS - _OWN),
     "timeouts": {one.name for one in dataclasses.fields(TargetTimeouts)},
 }
 _SECTIONS = {one.name for one in dataclasses.fields(Settings) if "option" not in one.metadata}
@@ -375,7 +384,7 @@ def _finish(found: Layers, missing: str = "") -> Settings:
         for below, said in parts(error):
             path = below.removeprefix(".")
             told.append(f"{found.source(path)}: {path}: {said}")
-    if not {"targets", "routes", "tcp"} & found.data.keys():
+    if not {"targets", "scaling", "routes", "tcp"} & found.data.keys():
         said = 'name the servers behind the proxy, like ["http://localhost:8001"]'
         told.append(missing or f"{found.source('')}: targets: {said}")
     if settings and settings.needs_tls and not settings.tls.pairs:
@@ -428,7 +437,7 @@ def _sound(data: Mapping[str, Json]) -> dict[str, Json]:
 
 def _top(data: Mapping[str, Json], known: Mapping[str, Collection[str] | None]) -> dict[str, Json]:
     """What is said at the top of ``known`` settings, and of sections their ``known`` ones."""
-    top = {key: data[key] for key in known if key in data and key != "targets"}
+    top = {key: data[key] for key in known if key in data and key not in _OWN}
     for key, below in known.items():
         if below is not None and isinstance(section := top.get(key), dict):
             top[key] = {name: section[name] for name in below if name in section}
@@ -512,6 +521,8 @@ def plain(value: Any) -> Json:
         return value.path
     if isinstance(value, TCPEntry):
         return _plain_entry(value)
+    if isinstance(value, Environment):
+        return dict.fromkeys(dict(value), HIDDEN)
     if isinstance(value, PolicyChoice):
         return {"name": value.name, **dict(value.options)} if value.options else value.name
     if isinstance(value, TargetSettings) and value == type(value)(value.url):

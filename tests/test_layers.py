@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 FLOORS = (
     ("errors", "readers", "access_format", "watching"),
     ("net", "options", "layers"),
-    ("tls",),
+    ("tls", "scaling_settings"),
     ("balancing",),
     ("sections",),
     ("settings", "logs"),
@@ -21,9 +21,10 @@ FLOORS = (
     ("tcp",),
     ("http", "health"),
     ("services", "sockets"),
+    ("scaling",),
     ("control",),
     ("app",),
-    ("worker", "program", "scaling", "lab", "contrib", "commands"),
+    ("worker", "program", "lab", "contrib", "commands"),
     ("cli",),
     ("__main__",),
 )

@@ -110,10 +110,13 @@ def test_a_route_inherits_what_it_does_not_say() -> None:
 @pytest.mark.parametrize(
     ("routes", "problems"),
     [
-        ([{"path": "/a"}], ["routes[0]: a route has one of targets, files and redirect"]),
+        (
+            [{"path": "/a"}],
+            ["routes[0]: a route has one of targets (or scaling), files and redirect"],
+        ),
         (
             [{"targets": [1], "redirect": "/x"}],
-            ["routes[0]: a route has one of targets, files and redirect"],
+            ["routes[0]: a route has one of targets (or scaling), files and redirect"],
         ),
         ([5], ["routes[0]: expected an object"]),
         ([{"path": "a", "targets": [1]}], ['routes[0].path: expected a path like "/health"']),

@@ -15,6 +15,7 @@ from pyproxy.balancing.policies import POLICIES
 from pyproxy.errors import SettingsError
 from pyproxy.options import Option, declared
 from pyproxy.readers import schema_of
+from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import AccessLogSettings, CertificatePair, Listen, TargetSettings
 from pyproxy.settings import Route, Settings, options, parse, plain, tcp_options
 from tests.test_settings import EVERYTHING, JSON, unhurried
@@ -71,7 +72,7 @@ def test_settings_in_the_documents_are_valid() -> None:
 
 
 def everything() -> list[tuple[str, Option, Any]]:
-    kinds = (Settings, Route, Listen, TargetSettings, CertificatePair, AccessLogSettings)
+    kinds = (Settings, Route, Listen, TargetSettings, CertificatePair, AccessLogSettings, Scaling)
     policies = [kind for kind in POLICIES.values() if hasattr(kind, "__dataclass_fields__")]
     return [one for kind in (*kinds, *policies) for one in declared(kind)] + tcp_options()
 

@@ -427,7 +427,7 @@ class SupervisorControl:
     def add(self, target: Json, pool: str = "") -> str:
         with self._supervisor.changed:
             said = self._supervisor.settings
-            pools = [one for one in (said, *said.routes, *said.tcp) if one.targets]
+            pools = [one for one in (said, *said.routes, *said.tcp) if one.has_targets]
             # By its name: the first may be another one when this is done again.
             pool = pool or (name_of(pools[0]) if pools else "")
             known: str = self._any("add", target, pool)
