@@ -31,6 +31,7 @@ from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
 from pyproxy.http.server import ProxyServer
 from pyproxy.http.static import Files
+from pyproxy.scaling import fleets
 from pyproxy.sections import TLS, PoolSettings
 from pyproxy.services import Backing, Service, TCPService, World, name_of
 from pyproxy.settings import Route, Settings, parse
@@ -173,12 +174,14 @@ class Proxy:
         self.secret = left.secret or secrets.token_bytes(32)
         self._world = World(self.history, self._counters, self.secret)
         self.sockets = left.sockets
-        self.control = Control(self, left.journal)
+        self.control = Control(self, left.journal, left.scaling)
+        self._alone = memory is None  # not one of several processes
         self._admin = AdminPlace(self.control, self.sockets) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
         self._processor = random.getrandbits(16) if processor is None else processor
         self._connections = Connections(settings.limits.connections, self._counters)
         self._parts = Parts(settings, self._world)
+        fleets.check(settings)
         self._access_log: AccessLog | None = None
         self._servers: dict[str, ProxyServer | TCPProxyServer] = {}
         self._retiring: set[ProxyServer | TCPProxyServer] = set()
@@ -264,6 +267,7 @@ class Proxy:
                 raise ControlError(503, "the proxy has stopped")
             before = self.settings
             parts = Parts(settings, self._world, self._parts)
+            fleets.check(settings)
             old_log = self._access_log
             if settings.access_log != self.settings.access_log:
                 self._access_log = _open_access_log(settings)
@@ -285,14 +289,18 @@ class Proxy:
         changed."""
         settings = parts.settings
         opened = self.sockets.open(settings.all_places if self._admin else settings.places)
-        before = self._parts.services if parts is not self._parts else {}
+        starting = parts is self._parts
+        before = {} if starting else self._parts.services
         self._connections.limit = parts.settings.limits.connections
         for name, service in parts.services.items():
             if service is not before.get(name):
                 service.start()
-        if parts is self._parts and [*self.control.journal]:  # the start, before anybody is served
+        if starting and [*self.control.journal]:  # the start, before anybody is served
             self.control.journal.replay(self.control)
             self.history.begin()
+        if starting and self._alone:
+            self.control.fleets.apply(settings)
+            self.control.fleets.wait()
         left, self._servers = self._servers, self._arranged(parts, opened)
         self._parts = parts
         for name, service in before.items():
@@ -304,6 +312,8 @@ class Proxy:
         for name, server in self._servers.items():
             if name not in left or left[name] is not server:
                 self._thread(server.serve_forever, f"pyproxy-listen-{server.server_port}")
+        if not starting and self._alone:
+            self.control.fleets.apply(settings)
         if self._admin:
             self._admin.apply(settings)
         for name in self.sockets.all().keys() - opened.keys():
@@ -410,9 +420,10 @@ class Proxy:
                 )
             for thread in self._threads:
                 thread.join()
-            self._close()
+            self._close(handed_over)
 
-    def _close(self) -> None:
+    def _close(self, handed_over: bool = False) -> None:
+        self.control.fleets.stop(keep=handed_over)
         for service in self.services:
             service.stop()
         for server in self._servers.values():

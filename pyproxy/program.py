@@ -169,13 +169,21 @@ class Program:
         """Whether a new program serves."""
         runner = self.runner
         targets = targets_said(runner.settings)
+        fleets = runner.control.fleets
+        fleets.rest()
         try:
             with self._source.lock:
                 pid = hand_over(
-                    runner.sockets, runner.ledger, runner.control.journal, runner.secret, targets
+                    runner.sockets,
+                    runner.ledger,
+                    fleets.without_made(runner.control.journal),
+                    runner.secret,
+                    targets,
+                    fleets.leave(),
                 )
         except PyproxyError as error:
             log.error("%s", error)
+            fleets.go_on()
             return False
         with contextlib.suppress(queue.Empty):  # it ends anyway: what has come isn't the second
             while True:

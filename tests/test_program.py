@@ -427,7 +427,7 @@ def test_a_new_program_that_can_not_be_started_changes_nothing(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PyproxyError, match="can't be started, this one goes on"):
-        hand_over(Sockets(), Ledger(shared=True), [], b"", {})
+        hand_over(Sockets(), Ledger(shared=True), [], b"", {}, {})
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -3,6 +3,7 @@ tests use the same ones; where there are several processes, ``workers.Supervisor
 
     snapshot totals settings                what there is, and what it has done
     add remove drain maintenance ready weight   a target, known by its id
+    scale roll_out change_rollout           targets that are made (scaling)
     reload                                  the settings, read again
     explain                                 who would get a request
 
@@ -24,6 +25,7 @@ from pyproxy.control.source import Source
 from pyproxy.errors import AllBusy, ControlError, EmptyRing
 from pyproxy.health.history import History
 from pyproxy.readers import Json, parts
+from pyproxy.scaling.fleets import Fleets
 from pyproxy.sections import PoolSettings, TargetSettings
 from pyproxy.services import name_of
 from pyproxy.settings import Settings, plain
@@ -129,12 +131,15 @@ class Verbs(Protocol):
     def snapshot(self) -> dict[str, Any]: ...
     def totals(self) -> Totals: ...
     def settings(self) -> Json: ...
-    def add(self, target: Json, pool: str = "") -> str: ...
-    def remove(self, target: str) -> None: ...
-    def drain(self, target: str) -> None: ...
-    def maintenance(self, target: str) -> None: ...
+    def add(self, target: Json, pool: str = "", reason: str = BY_HAND) -> str: ...
+    def remove(self, target: str, reason: str = BY_HAND) -> None: ...
+    def drain(self, target: str, reason: str = BY_HAND) -> None: ...
+    def maintenance(self, target: str, reason: str = BY_HAND) -> None: ...
     def ready(self, target: str) -> None: ...
     def weight(self, target: str, weight: int) -> None: ...
+    def scale(self, count: int, pool: str = "") -> Json: ...
+    def roll_out(self, version: Mapping[str, Json], pool: str = "") -> Json: ...
+    def change_rollout(self, action: str, pool: str = "") -> Json: ...
     def reload(self) -> list[str]: ...
     def explain(self, asked: Described) -> dict[str, Any]: ...
 
@@ -142,13 +147,19 @@ class Verbs(Protocol):
 class Control:
     """The verbs for the proxy in this process."""
 
-    def __init__(self, proxy: Running, journal: Iterable[Deed] = ()) -> None:
+    def __init__(
+        self,
+        proxy: Running,
+        journal: Iterable[Deed] = (),
+        scaling: Mapping[str, Any] | None = None,
+    ) -> None:
         """``journal`` is what was done by hand to a process that this one replaces; it is to be
-        replayed when the proxy has started."""
+        replayed when the proxy has started. ``scaling`` is what ``Fleets.leave`` has told there."""
         self._proxy = proxy
         self.source: Source | None = None  # of the settings
         self.restart: Callable[[], None] | None = None  # has a new program take this one's place
         self.journal = Journal(journal)
+        self.fleets = Fleets(self, scaling)
         self._started = time.time()
 
     def snapshot(self) -> dict[str, Any]:
@@ -185,6 +196,7 @@ class Control:
             "name": said.name,
             "kind": said.kind,
             "policy": said.said.policy.name,
+            "scaling": self.fleets.describe(said.name),
             "waiting": said.pool.waiting(),
             "targets": [self._target(said.name, one) for one in said.pool.targets],
         }
@@ -212,7 +224,7 @@ class Control:
                     return service, target
         raise ControlError(404, f'no target has the id "{wanted}"')
 
-    def add(self, target: Json, pool: str = "") -> str:
+    def add(self, target: Json, pool: str = "", reason: str = BY_HAND) -> str:
         """A target as the settings say one, to the pool with this name (without one: the first).
         Its id."""
         services = self._proxy.services
@@ -230,33 +242,33 @@ class Control:
         made = service.make(said)
         if any(one.url == made.url for one in service.pool.targets):
             raise ControlError(409, f"{made.url} is in the pool {service.name} already")
-        service.pool.add(made, BY_HAND, time.monotonic())
+        service.pool.add(made, reason, time.monotonic())
         known = target_id(service.name, made.url)
-        self.journal.note("add", known, target, service.name)
+        self.journal.note("add", known, target, service.name, reason)
         return known
 
-    def remove(self, target: str) -> None:
+    def remove(self, target: str, reason: str = BY_HAND) -> None:
         """What it has under way is finished."""
         service, found = self._find(target)
-        service.pool.remove(found, BY_HAND)
+        service.pool.remove(found, reason)
         service.forget(found)
         self.journal.note("remove", target)
 
-    def drain(self, target: str) -> None:
+    def drain(self, target: str, reason: str = BY_HAND) -> None:
         """It finishes what it has, and serves only clients bound to it by their cookie."""
-        self._want("drain", target, State.DRAINING)
+        self._want("drain", target, State.DRAINING, reason)
 
-    def maintenance(self, target: str) -> None:
+    def maintenance(self, target: str, reason: str = BY_HAND) -> None:
         """It serves nobody, and isn't probed; what it has under way is finished."""
-        self._want("maintenance", target, State.MAINTENANCE)
+        self._want("maintenance", target, State.MAINTENANCE, reason)
 
     def ready(self, target: str) -> None:
         """It serves again, unless it is evicted: then when a probe finds it well."""
-        self._want("ready", target, State.LIVE)
+        self._want("ready", target, State.LIVE, BY_HAND)
 
-    def _want(self, verb: str, target: str, state: State) -> None:
+    def _want(self, verb: str, target: str, state: State, reason: str) -> None:
         service, found = self._find(target)
-        service.pool.want(found, state, BY_HAND, time.monotonic())
+        service.pool.want(found, state, reason, time.monotonic())
         self.journal.note(verb, target)
 
     def weight(self, target: str, weight: int) -> None:
@@ -268,6 +280,19 @@ class Control:
             raise ControlError(422, "; ".join(text for _, text in parts(error))) from None
         service.pool.change(found, BY_HAND, weight=said.weight)
         self.journal.note("weight", target, weight)
+
+    def scale(self, count: int, pool: str = "") -> Json:
+        """So many targets of a pool whose targets are made; without a name, of the first such.
+        What ``snapshot`` tells of its scaling then."""
+        return self.fleets.scale(count, pool)
+
+    def roll_out(self, version: Mapping[str, Json], pool: str = "") -> Json:
+        """Begins to make the targets of another ``image``, ``command`` or ``environment``."""
+        return self.fleets.roll_out(version, pool)
+
+    def change_rollout(self, action: str, pool: str = "") -> Json:
+        """``pause``, ``resume``, or ``abort``, which goes back."""
+        return self.fleets.change_rollout(action, pool)
 
     def reload(self) -> list[str]:
         """Reads the settings again and applies what differs; what that is. Bad ones change

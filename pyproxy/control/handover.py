@@ -35,15 +35,17 @@ class Inheritance:
         journal: Sequence[Deed] = (),
         secret: bytes = b"",
         targets: Mapping[str, Json] | None = None,
+        scaling: Mapping[str, Any] | None = None,
     ) -> None:
         """Sockets that listen, what has been counted, what was done by hand, the secret that
         cookies are made with where the settings name none, and what the settings said of targets
-        when that was done (None: the same as now)."""
+        when that was done (None: the same as now); what ``Fleets.leave`` has told."""
         self.sockets = sockets or Sockets()
         self.ledger = ledger or Ledger()
         self.journal = journal
         self.secret = secret
         self.targets = targets
+        self.scaling = scaling or {}
         self._channel: Channel | None = None  # ends with the program before
 
     def serves(self) -> None:
@@ -80,7 +82,9 @@ def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
     sockets = Sockets(named, files[len(names) : rest], said["lent"])
     memories = [Memory(file) for file in files[rest:]]
     ledger = Ledger(memories, shared=True)
-    found = Inheritance(sockets, ledger, said["journal"], said["secret"], said["targets"])
+    found = Inheritance(
+        sockets, ledger, said["journal"], said["secret"], said["targets"], said["scaling"]
+    )
     found._channel = channel
     return found
 
@@ -91,6 +95,7 @@ def hand_over(
     journal: Iterable[Deed],
     secret: bytes,
     targets: Mapping[str, Json],
+    scaling: Mapping[str, Any],
 ) -> int:
     """Starts this program again, with the same arguments, and returns when it serves: its process.
     Raises ``PyproxyError`` if it doesn't come to that; then it has ended."""
@@ -113,6 +118,7 @@ def hand_over(
         "journal": list(journal),
         "secret": secret,
         "targets": targets,
+        "scaling": scaling,
     }
     listening = [sock.fileno() for sock in (*opened.values(), *unnamed)]
     try:

@@ -39,6 +39,10 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def none_or(name: str) -> Schema:
+    return {"anyOf": [ref(name), {"type": "null"}]}
+
+
 ERROR = record({"problems": listing(TEXT)}, error=TEXT)
 
 WEIGHT: Schema = {"type": "integer", "minimum": 1, "maximum": 256}
@@ -71,10 +75,64 @@ TARGET = record(
 
 EVENT = record(at=NUMBER, pool=TEXT, target=TEXT, what=TEXT, reason=TEXT)
 
+SIGNALS = record(
+    targets=WHOLE,
+    coming=WHOLE,
+    rate=NUMBER,
+    response_time=or_null(NUMBER),
+    in_flight=NUMBER,
+    cpu=or_null(NUMBER),
+)
+
+DECISION = record(**{"at": NUMBER, "from": WHOLE, "to": WHOLE, "reason": TEXT})
+
+INSTANCE = record(
+    name=TEXT,
+    url=or_null(TEXT),
+    id=or_null(TEXT),
+    phase={"type": "string", "enum": ["starting", "live", "draining", "ending"]},
+    version=TEXT,
+    since=NUMBER,
+    reason=TEXT,
+    handle=or_null(TEXT),
+    log=TEXT,
+)
+
+ROLLOUT = record(
+    **{
+        "from": TEXT,
+        "to": TEXT,
+        "state": {
+            "type": "string",
+            "enum": ["running", "paused", "returning", "finished", "returned", "replaced"],
+        },
+        "reason": TEXT,
+        "began": NUMBER,
+        "ended": or_null(NUMBER),
+        "done": WHOLE,
+        "of": WHOLE,
+    }
+)
+
+SCALING = record(
+    launcher=TEXT,
+    min=WHOLE,
+    max=WHOLE,
+    auto=FLAG,
+    wanted=WHOLE,
+    version=TEXT,
+    problem=TEXT,
+    signals=none_or("Signals"),
+    decisions=listing(ref("Decision")),
+    instances=listing(ref("Instance")),
+    rollout=none_or("Rollout"),
+)
+
 POOL = record(
     name=TEXT,
     kind={"type": "string", "enum": ["http", "tcp"]},
     policy=TEXT,
+    scaling=none_or("Scaling"),  # of pools whose targets are made
     waiting=WHOLE,
     targets=listing(ref("Target")),
 )
@@ -100,7 +158,7 @@ CHOICE = record(id=TEXT, url=TEXT, reason=TEXT)
 EXPLANATION = record(
     {"reason": TEXT, "pool": TEXT},
     route=TEXT,
-    target={"anyOf": [ref("Choice"), {"type": "null"}]},
+    target=none_or("Choice"),
     others=listing(ref("Choice")),
 )
 
@@ -136,6 +194,11 @@ NAMED: Mapping[str, Schema] = {
     "ResponseTime": RESPONSE_TIME,
     "Event": EVENT,
     "Pool": POOL,
+    "Scaling": SCALING,
+    "Signals": SIGNALS,
+    "Decision": DECISION,
+    "Instance": INSTANCE,
+    "Rollout": ROLLOUT,
     "Status": STATUS,
     "Choice": CHOICE,
     "Explanation": EXPLANATION,

@@ -19,13 +19,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyproxy.balancing.counters import Totals
 from pyproxy.control.admin import AdminPlace
 from pyproxy.control.channel import Channel
-from pyproxy.control.control import Deed, Journal, targets_said
+from pyproxy.control.control import BY_HAND, Deed, Journal, target_id, targets_said
 from pyproxy.control.described import Described
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Ledger, Memory
@@ -33,6 +33,8 @@ from pyproxy.control.merging import merge
 from pyproxy.control.source import Source
 from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.readers import Json, url_of
+from pyproxy.scaling.fleets import Fleets
+from pyproxy.sections import read_target
 from pyproxy.services import name_of
 from pyproxy.settings import Settings, plain
 from pyproxy.sockets import named
@@ -131,10 +133,11 @@ class Supervisor:
         self.sockets = left.sockets
         self.ledger = left.ledger
         self.secret = left.secret or secrets.token_bytes(32)
-        self.control = SupervisorControl(self, left.journal)
+        self.control = SupervisorControl(self, left.journal, left.scaling)
         self.workers: dict[int, Worker] = {}
         self._leaving: set[Worker] = set()  # finish what they have, and do nothing else any more
         self.restarts: dict[int, int] = {}
+        self.began = False  # there are workers, or will be
         # Protects what is known of the workers, and their channels; notified when one begins, or
         # none will.
         self.changed = threading.Condition()
@@ -159,7 +162,10 @@ class Supervisor:
         """Returns when all workers serve. Raises ``ListenError``, or ``PyproxyError`` when they
         don't come up."""
         self.sockets.open(self.settings.all_places)
+        self.control.fleets.apply(self.settings)
+        self.control.fleets.wait()
         with self.changed:
+            self.began = True
             wanted = self._scale()
             self.changed.wait_for(lambda: len(self.workers) == wanted or bool(self._problem))
         if self._problem:
@@ -326,6 +332,7 @@ class Supervisor:
             for name in self.sockets.all().keys() - opened.keys():
                 self.sockets.close(name)
             self._scale()
+            self.control.fleets.apply(settings)
             for number in [one for one in self.workers if not self._wanted(one)]:
                 self._dismiss(number)
 
@@ -370,6 +377,7 @@ class Supervisor:
         self.kill()
         for thread in threads:
             thread.join()
+        self.control.fleets.stop(keep=handed_over)
         self.sockets.close_all()
 
     def kill(self) -> None:
@@ -388,8 +396,11 @@ class Supervisor:
 class SupervisorControl:
     """The verbs, for all workers at once: ``control.Verbs``."""
 
-    def __init__(self, supervisor: Supervisor, journal: Iterable[Deed]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, journal: Iterable[Deed], scaling: Mapping[str, Any]
+    ) -> None:
         self._supervisor = supervisor
+        self.fleets = Fleets(self, scaling)
         self._began = time.time()
         self.source: Source | None = None
         self.restart: Callable[[], None] | None = None  # has a new program take this one's place
@@ -405,8 +416,11 @@ class SupervisorControl:
             parts = self._supervisor.all("snapshot")
             workers = self._supervisor.describe()
             urls = self._supervisor.urls
+        found = merge(parts)
+        for pool in found["pools"]:
+            pool["scaling"] = self.fleets.describe(pool["name"])
         return {
-            **merge(parts),
+            **found,
             "started": self._began,
             "settings": self.source.describe() if self.source else None,
             "urls": urls,
@@ -424,30 +438,42 @@ class SupervisorControl:
             self._supervisor.all(verb, target, *arguments)
             self.journal.note(verb, target, *arguments)
 
-    def add(self, target: Json, pool: str = "") -> str:
+    def add(self, target: Json, pool: str = "", reason: str = BY_HAND) -> str:
         with self._supervisor.changed:
             said = self._supervisor.settings
             pools = [one for one in (said, *said.routes, *said.tcp) if one.has_targets]
             # By its name: the first may be another one when this is done again.
             pool = pool or (name_of(pools[0]) if pools else "")
-            known: str = self._any("add", target, pool)
-            self.journal.note("add", known, target, pool)
+            if self._supervisor.began:
+                known: str = self._any("add", target, pool, reason)
+            else:  # those who are to serve do it when they begin
+                known = target_id(pool, read_target(target).url)
+            self.journal.note("add", known, target, pool, reason)
         return known
 
-    def remove(self, target: str) -> None:
-        self._do("remove", target)
+    def remove(self, target: str, reason: str = BY_HAND) -> None:
+        self._do("remove", target, reason)
 
-    def drain(self, target: str) -> None:
-        self._do("drain", target)
+    def drain(self, target: str, reason: str = BY_HAND) -> None:
+        self._do("drain", target, reason)
 
-    def maintenance(self, target: str) -> None:
-        self._do("maintenance", target)
+    def maintenance(self, target: str, reason: str = BY_HAND) -> None:
+        self._do("maintenance", target, reason)
 
     def ready(self, target: str) -> None:
         self._do("ready", target)
 
     def weight(self, target: str, weight: int) -> None:
         self._do("weight", target, weight)
+
+    def scale(self, count: int, pool: str = "") -> Json:
+        return self.fleets.scale(count, pool)
+
+    def roll_out(self, version: Mapping[str, Json], pool: str = "") -> Json:
+        return self.fleets.roll_out(version, pool)
+
+    def change_rollout(self, action: str, pool: str = "") -> Json:
+        return self.fleets.change_rollout(action, pool)
 
     def explain(self, asked: Described) -> dict[str, Any]:
         with self._supervisor.changed:

@@ -1,0 +1,676 @@
+"""Fleet: the targets that are made for one pool.
+
+run                 twice a second:
+  _look             who has died, who is out of service for long
+  _weigh            the autoscaler says how many there shall be; is a new version good?
+  _act              what the plan says is started and ended, each in a thread of its own:
+    _bring_up         starts one, waits until it is healthy, has the pool take it
+    _bring_down       drains one, and ends it
+
+What has failed is tried again, more and more seldom; targets that serve aren't touched by that.
+"""
+
+import contextlib
+import itertools
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from pyproxy.balancing.counters import Totals
+from pyproxy.balancing.samples import Sample
+from pyproxy.balancing.target import Target
+from pyproxy.errors import ControlError
+from pyproxy.health.checks import CheckFailed, check_as
+from pyproxy.readers import Json, Problems, address
+from pyproxy.scaling.launcher import Instance, Launcher, LauncherAway, LaunchError
+from pyproxy.scaling.load import Load
+from pyproxy.scaling.plan import Member, Rollout, plan
+from pyproxy.scaling_settings import Environment, Scaling, Version, check_version
+from pyproxy.sections import PoolSettings
+
+log = logging.getLogger(__name__)
+
+_TICK = 0.5  # seconds
+_SOONEST, _LATEST = 0.05, 0.5  # seconds between checks of one that is starting
+_YOUNG = 5.0  # seconds: one that dies sooner has failed
+_PAUSE, _LONGEST = 0.5, 30.0  # seconds before the next start after a failure; doubled each time
+_ENOUGH = 3  # errors of a new version before their share counts
+
+
+class Hands(Protocol):
+    """What it takes of ``control.Verbs``. Each raises ``ControlError``."""
+
+    def snapshot(self) -> dict[str, Any]: ...
+    def totals(self) -> Totals: ...
+    def add(self, target: Json, pool: str, reason: str) -> str: ...
+    def remove(self, target: str, reason: str) -> None: ...
+    def drain(self, target: str, reason: str) -> None: ...
+    def maintenance(self, target: str, reason: str) -> None: ...
+
+
+@dataclass
+class _Made:
+    """A target that was made, from its start to its end."""
+
+    name: str
+    version: Version
+    phase: str = "starting"  # live, draining, ending
+    instance: Instance | None = None
+    id: str = ""  # in the pool
+    since: float = field(default_factory=time.time)  # of the phase
+    live_at: float = 0.0  # time.monotonic()
+    lost_at: float | None = None  # since when it is evicted
+    reason: str = ""
+    unwanted: threading.Event = field(default_factory=threading.Event)  # before it was healthy
+
+    def enter(self, phase: str, reason: str = "") -> None:
+        self.phase, self.reason, self.since = phase, reason, time.time()
+
+
+class Fleet:
+    """Its methods may be called from any thread; no lock is held while ``hands`` are used, or the
+    launcher. Not started twice."""
+
+    def __init__(
+        self,
+        pool: str,
+        said: PoolSettings,
+        hands: Hands,
+        launcher: Launcher,
+        left: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``left`` is what ``leave`` of the program before has told."""
+        assert said.scaling
+        self._pool = pool
+        self._said = said
+        self._rules: Scaling = said.scaling
+        self._hands = hands
+        self._launcher = launcher
+        self._load = Load(pool)
+        # Protects all below; notified when something has changed.
+        self._changed = threading.Condition()
+        self._made: dict[str, _Made] = {}
+        self._numbers = itertools.count(1)
+        self._version = self._rules.version
+        self._wanted = self._rules.min
+        if left:
+            if left["said"] == self._rules.version:
+                self._version = left["version"]
+            self._wanted = self._within(left["wanted"])
+        self._rollout: Rollout | None = None
+        self._last_rollout: dict[str, Any] | None = None
+        self._since_rollout: Sample | None = None
+        self._fails = 0  # in a row
+        self._failed_at = 0.0  # time.monotonic()
+        self._not_before = 0.0  # time.monotonic()
+        self._problem = ""
+        self._away = False  # the launcher doesn't answer
+        self._next_look = 0.0
+        self._resting = False
+        self._stopping = False
+        self._lives: set[threading.Thread] = set()
+        self._thread = threading.Thread(
+            target=self._run, name=f"pyproxy-scaling-{pool}", daemon=True
+        )
+
+    def _within(self, count: int) -> int:
+        return min(max(count, self._rules.min), self._rules.max)
+
+    @property
+    def ids(self) -> set[str]:
+        """Of its targets in the pool."""
+        with self._changed:
+            return {one.id for one in self._made.values() if one.id}
+
+    def start(self) -> None:
+        """Begins, in threads of its own."""
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until as many serve as are wanted, something has failed, or time is up."""
+        with self._changed:
+            self._changed.wait_for(self._settled, seconds)
+            serving, problem = len(self._live()), self._problem
+        if serving < self._wanted and not problem:
+            log.warning(
+                "scaling %s: %d of %d targets serve after %g s",
+                self._pool,
+                serving,
+                self._wanted,
+                seconds,
+            )
+
+    def _settled(self) -> bool:
+        return len(self._live()) >= self._wanted or bool(self._problem) or self._stopping
+
+    def _live(self) -> list[_Made]:
+        return [one for one in self._made.values() if one.phase == "live"]
+
+    def configure(self, said: PoolSettings) -> None:
+        """Goes on with other settings, of the same ``Scaling.place``. Another version is rolled
+        out."""
+        assert said.scaling
+        with self._changed:
+            before, self._said, self._rules = self._rules, said, said.scaling
+            self._wanted = self._within(self._wanted)
+            if before.version != said.scaling.version != self._version:
+                self._begin_rollout(said.scaling.version)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        self._adopt()
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return
+            if not self._resting:
+                try:
+                    self._look()
+                    self._weigh()
+                    self._act()
+                except (ControlError, LauncherAway) as error:
+                    log.debug("scaling %s: %s", self._pool, error)
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(_TICK)
+
+    # Who is there
+
+    def _adopt(self) -> None:
+        """Takes over what an earlier life has left."""
+        try:
+            found = self._launcher.adopt()
+        except LaunchError as error:
+            self._note_failure(str(error))
+            return
+        with self._changed:
+            for instance in found:
+                if instance.name not in self._made:
+                    made = _Made(instance.name, instance.version, instance=instance)
+                    self._made[made.name] = made
+                    self._live_in_thread(self._bring_up, made)
+            numbers = [int(one.name.rpartition("-")[2]) for one in found]
+            self._numbers = itertools.count(max([0, *numbers]) + 1)
+            old = {one.version for one in found} - {self._version}
+            if old and not self._rollout:
+                goal, self._version = self._version, old.pop()
+                self._begin_rollout(goal)
+            self._wanted = self._within(max(self._wanted, len(found)))
+
+    def _look(self) -> None:
+        with self._changed:
+            there = [one for one in self._made.values() if one.phase in ("live", "draining")]
+        for made in there:
+            if said := self._fate(made):
+                self._mourn(made, said)
+        targets = self._targets()
+        now = time.monotonic()
+        with self._changed:
+            for made in self._live():
+                target = targets.get(made.id)
+                if target is None:  # somebody else has removed it
+                    self._end(made, "it was removed")
+                elif target["state"] != "evicted":
+                    made.lost_at = None
+                elif made.lost_at is None:
+                    made.lost_at = now
+            young = any(
+                one.live_at > self._failed_at and now - one.live_at > _YOUNG for one in self._live()
+            )
+            if self._fails and young:
+                self._fails, self._problem = 0, ""
+
+    def _fate(self, made: _Made) -> str | None:
+        """How it has ended, if it has."""
+        assert made.instance
+        try:
+            said = self._launcher.ended(made.instance)
+        except LauncherAway as error:
+            self._note_away(str(error))
+            return None
+        self._note_away("")
+        return said
+
+    def _note_away(self, said: str) -> None:
+        if bool(said) == self._away:
+            return
+        self._away = bool(said)
+        if said:
+            log.error("scaling %s: targets are left as they are: %s", self._pool, said)
+        else:
+            log.info("scaling %s: the launcher answers again", self._pool)
+
+    def _mourn(self, made: _Made, said: str) -> None:
+        """It has ended by itself."""
+        with self._changed:
+            if self._made.get(made.name) is not made or made.phase == "ending":
+                return
+            draining = made.phase == "draining"
+            made.enter("ending", said)
+            young = time.monotonic() - made.live_at < _YOUNG
+        if draining:
+            pass  # it ends a bit early
+        elif young or self._is_new(made):
+            self._note_failure(f"target {made.name} {said}", made)
+        else:
+            log.warning("scaling %s: target %s %s", self._pool, made.name, said)
+        with contextlib.suppress(ControlError):
+            self._hands.remove(made.id, f"it {said}")
+        self._in_thread(self._clear, made)
+
+    def _targets(self) -> dict[str, dict[str, Any]]:
+        """Of the pool, by id."""
+        pools = self._hands.snapshot()["pools"]
+        return {
+            one["id"]: one
+            for pool in pools
+            if pool["name"] == self._pool
+            for one in pool["targets"]
+        }
+
+    # How many there shall be
+
+    def _weigh(self) -> None:
+        with self._changed:
+            rollout = self._rollout
+        if rollout and not rollout.returning:
+            self._judge(rollout)
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._rules.interval
+        with self._changed:
+            live = self._live()
+            coming = sum(one.phase == "starting" for one in self._made.values())
+        targets = self._targets()
+        own = {one.id for one in live}
+        seen = self._load.look(
+            self._hands.totals(),
+            [one["url"] for one in targets.values()],
+            targets=len(live),
+            coming=coming,
+            in_flight=sum(one["in_flight"] for one in targets.values() if one["id"] in own),
+            times={one.name: self._processor_time(one) for one in live},
+        )
+        if seen and self._rules.auto and not rollout:
+            with self._changed:
+                self._wanted = self._within(self._load.decide(self._rules, seen, self._wanted))
+
+    def _processor_time(self, made: _Made) -> float | None:
+        assert made.instance
+        try:
+            return self._launcher.processor_time(made.instance)
+        except LaunchError:
+            return None
+
+    def _judge(self, rollout: Rollout) -> None:
+        """Whether the new version fails more requests than the old one."""
+        now = Sample(time.monotonic(), self._hands.totals())
+        with self._changed:
+            before = self._since_rollout = self._since_rollout or now
+            rates = {}
+            for new in (True, False):
+                names = [
+                    (self._pool, one.instance.url)
+                    for one in self._live()
+                    if one.instance and (one.version == rollout.new) is new
+                ]
+                errors = sum(now.errors(name) - before.errors(name) for name in names)
+                tried = sum(now.tried(name) - before.tried(name) for name in names)
+                rates[new] = (errors, errors / tried if tried else 0.0)
+            errors, rate = rates[True]
+            if errors >= _ENOUGH and rate > rates[False][1] + self._rules.rollout.max_error_rate:
+                said = (
+                    f"{rate:.0%} of its requests fail ({rates[False][1]:.0%} of the old version's)"
+                )
+                self._turn_back(said)
+
+    # What is done
+
+    def _act(self) -> None:
+        with self._changed:
+            if self._stopping:
+                return
+            now = time.monotonic()
+            members = [
+                Member(
+                    one.name,
+                    one.version,
+                    serves=one.phase == "live",
+                    age=now - one.live_at if one.phase == "live" else 0.0,
+                    lost=bool(one.lost_at) and now - (one.lost_at or 0) > self._rules.start_timeout,
+                )
+                for one in self._made.values()
+                if one.phase in ("starting", "live")
+            ]
+        in_flight = {}
+        if len(members) > self._wanted:
+            in_flight = {id: one["in_flight"] for id, one in self._targets().items()}
+        with self._changed:
+            members = [
+                replace(one, in_flight=in_flight.get(self._made[one.name].id, 0))
+                for one in members
+                if one.name in self._made
+            ]
+            to_do = plan(members, self._wanted, self._version, self._rollout)
+            if to_do.finished:
+                self._finish_rollout()
+            for name in to_do.end:
+                said = f"rollout of {self._rollout.wanted}" if self._rollout else "fewer are wanted"
+                self._end(self._made[name], said)
+            if time.monotonic() < self._not_before or self._stopping:
+                return
+            for version in to_do.start[:1] if self._fails else to_do.start:
+                made = _Made(f"{_slug(self._pool)}-{next(self._numbers)}", version)
+                self._made[made.name] = made
+                self._live_in_thread(self._bring_up, made)
+
+    def _end(self, made: _Made, reason: str) -> None:
+        """Has it end; under the lock."""
+        if made.phase == "starting":
+            made.unwanted.set()
+        elif made.phase == "live":
+            made.enter("draining", reason)
+            self._live_in_thread(self._bring_down, made)
+
+    def _bring_up(self, made: _Made) -> None:
+        try:
+            if made.instance is None:
+                made.instance = self._launcher.start(made.name, made.version)
+            self._wait_until_healthy(made, made.instance)
+            if not made.unwanted.is_set():
+                self._enter_pool(made, made.instance)
+                return
+        except (LaunchError, ControlError) as error:
+            if not made.unwanted.is_set():
+                self._note_failure(f"target {made.name} {error}", made)
+        self._clear(made)
+
+    def _wait_until_healthy(self, made: _Made, instance: Instance) -> None:
+        _, host, port = address(instance.url, ("http",), "", 80)
+        target, check = Target(instance.url, host, port), check_as(self._said.health)
+        began, pause, good, said = time.monotonic(), _SOONEST, 0, "no answer"
+        while not made.unwanted.is_set() and good < self._said.health.rise:
+            if ended := self._fate(made):
+                raise LaunchError(ended)
+            if time.monotonic() - began > self._rules.start_timeout:
+                limit = self._rules.start_timeout
+                raise LaunchError(f"wasn't healthy within {limit:g} s: {said}")
+            try:
+                check(target)
+                good += 1
+            except CheckFailed as failure:
+                good, said = 0, str(failure)
+                made.unwanted.wait(pause)
+                pause = min(pause * 1.5, _LATEST)
+        if not made.unwanted.is_set() and (ended := self._fate(made)):
+            raise LaunchError(ended)  # somebody else answers at its port
+
+    def _enter_pool(self, made: _Made, instance: Instance) -> None:
+        rules = self._rules
+        said: dict[str, Any] = {"url": instance.url}
+        if rules.slow_start:
+            said["slow_start"] = rules.slow_start
+        if rules.max_connections:
+            said["max_connections"] = rules.max_connections
+        made.id = self._hands.add(said, self._pool, f"made by scaling: {made.name}")
+        with self._changed:
+            made.enter("live")
+            made.live_at = time.monotonic()
+            if made.unwanted.is_set():
+                self._end(made, "fewer are wanted")
+            self._changed.notify_all()
+
+    def _bring_down(self, made: _Made) -> None:
+        deadline = time.monotonic() + self._rules.drain_timeout
+        verbs = [self._hands.drain]
+        if self._said.sticky.cookie:  # clients bound to it come even then
+            verbs.append(self._hands.maintenance)
+        with contextlib.suppress(ControlError):
+            for verb in verbs:
+                verb(made.id, f"by scaling: {made.reason}")
+                while (target := self._targets().get(made.id)) and target["in_flight"]:
+                    with self._changed:
+                        if self._stopping or time.monotonic() > deadline:
+                            break
+                        self._changed.wait(0.05)
+        with contextlib.suppress(ControlError):
+            self._hands.remove(made.id, f"by scaling: {made.reason}")
+        with self._changed:
+            made.enter("ending", made.reason)
+        self._clear(made)
+
+    def _clear(self, made: _Made) -> None:
+        """Ends what is left of it, however long its launcher is away."""
+        while made.instance:
+            try:
+                self._launcher.stop(made.instance, self._rules.stop_timeout)
+                break
+            except LauncherAway as error:
+                self._note_away(str(error))
+            except LaunchError as error:
+                log.error("scaling %s: target %s %s", self._pool, made.name, error)
+                break
+            with self._changed:
+                if self._stopping or self._changed.wait_for(lambda: self._stopping, 2):
+                    break
+        with self._changed:
+            self._made.pop(made.name, None)
+            self._changed.notify_all()
+
+    def _note_failure(self, said: str, made: _Made | None = None) -> None:
+        now = time.monotonic()
+        with self._changed:
+            if made and self._is_new(made):
+                self._turn_back(said)
+            else:
+                self._fails += 1
+                self._failed_at = now
+                pause = min(_PAUSE * 2 ** (self._fails - 1), _LONGEST)
+                self._not_before = now + pause
+                self._problem = f"{said} (failure {self._fails} in a row)"
+                log.error("scaling %s: %s (another start in %g s)", self._pool, said, pause)
+            self._changed.notify_all()
+
+    def _in_thread(self, what: Callable[[_Made], None], made: _Made) -> None:
+        with self._changed:
+            self._live_in_thread(what, made)
+
+    def _live_in_thread(self, what: Callable[[_Made], None], made: _Made) -> None:
+        thread = threading.Thread(
+            target=what, args=(made,), name=f"pyproxy-target-{made.name}", daemon=True
+        )
+        self._lives = {one for one in self._lives if one.is_alive()}
+        thread.start()
+        self._lives.add(thread)
+
+    # What people ask for
+
+    def scale(self, count: int, reason: str) -> int:
+        """From now on so many, between min and max. Raises ``ControlError``."""
+        with self._changed:
+            if count != self._within(count):
+                least, most = self._rules.min, self._rules.max
+                raise ControlError(422, f"count: expected from {least} to {most}, as scaling says")
+            self._wanted = self._load.note(self._wanted, count, reason)
+            self._changed.notify_all()
+        return count
+
+    def roll_out(self, what: Mapping[str, Json]) -> None:
+        """Begins a rollout to another ``image``, ``command`` or ``environment``. Raises
+        ``ControlError``."""
+        with self._changed:
+            said = dict(what)
+            if "command" in said:
+                said["command"] = tuple(said["command"])
+            if "environment" in said:
+                said["environment"] = Environment(said["environment"].items())
+            version = replace(self._version, **said)
+            if self._rollout:
+                raise ControlError(409, f"a rollout of {self._rollout.new} is under way")
+            if version == self._version:
+                raise ControlError(409, f"the targets are made of {version} already")
+            try:
+                check_version(self._rules, version)
+            except Problems as error:
+                told = "; ".join(f"{path.strip('.')}: {text}" for path, text in error.found)
+                raise ControlError(422, told) from None
+            self._begin_rollout(version)
+            self._changed.notify_all()
+
+    def _begin_rollout(self, version: Version) -> None:
+        if self._rollout:
+            self._close_rollout("replaced")
+        proven = max(self._rules.rollout.observe, self._rules.slow_start or 0.0)
+        self._rollout = Rollout(self._version, version, proven, time.time())
+        self._since_rollout = None
+        self._fails, self._not_before, self._problem = 0, 0.0, ""
+        log.info("scaling %s: rollout from %s to %s", self._pool, self._version, version)
+
+    def _is_new(self, made: _Made) -> bool:
+        rollout = self._rollout
+        return bool(rollout and not rollout.returning and made.version == rollout.new)
+
+    def _turn_back(self, reason: str) -> None:
+        assert self._rollout
+        if not self._rollout.returning:
+            log.error("scaling %s: %s is taken back: %s", self._pool, self._rollout.new, reason)
+            self._rollout = self._rollout.back(reason)
+            self._fails, self._not_before = 0, 0.0
+
+    def change_rollout(self, action: str) -> None:
+        """``pause``, ``resume`` or ``abort``, which goes back to the old version. Raises
+        ``ControlError``."""
+        with self._changed:
+            rollout = self._rollout
+            if rollout is None:
+                raise ControlError(409, "no rollout is under way")
+            if rollout.returning:
+                raise ControlError(409, f"the rollout goes back already: {rollout.reason}")
+            if action == "abort":
+                self._turn_back("aborted by the operator")
+            else:
+                self._rollout = replace(rollout, paused=action == "pause")
+            self._changed.notify_all()
+
+    def _finish_rollout(self) -> None:
+        assert self._rollout
+        said = "returned" if self._rollout.returning else "finished"
+        log.info("scaling %s: rollout of %s: %s", self._pool, self._rollout.new, said)
+        self._version = self._rollout.wanted
+        self._close_rollout(said)
+
+    def _close_rollout(self, said: str) -> None:
+        self._last_rollout = {**self._describe_rollout(), "state": said, "ended": time.time()}
+        self._rollout = None
+
+    def _describe_rollout(self) -> dict[str, Any]:
+        rollout = self._rollout
+        if rollout is None:
+            return self._last_rollout or {}
+        state = "returning" if rollout.returning else "paused" if rollout.paused else "running"
+        return {
+            "from": str(rollout.old),
+            "to": str(rollout.new),
+            "state": state,
+            "reason": rollout.reason,
+            "began": rollout.began,
+            "ended": None,
+            "done": sum(one.version == rollout.new for one in self._live()),
+            "of": self._wanted,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What there is, in JSON's terms."""
+        with self._changed:
+            return {
+                "launcher": self._rules.launcher,
+                "min": self._rules.min,
+                "max": self._rules.max,
+                "auto": self._rules.auto,
+                "wanted": self._wanted,
+                "version": str(self._version),
+                "problem": self._problem,
+                **self._load.describe(),
+                "instances": [self._describe(one) for one in self._made.values()],
+                "rollout": self._describe_rollout() or None,
+            }
+
+    def _describe(self, made: _Made) -> dict[str, Any]:
+        instance = made.instance
+        return {
+            "name": made.name,
+            "url": instance.url if instance else None,
+            "id": made.id or None,
+            "phase": made.phase,
+            "version": str(made.version),
+            "since": made.since,
+            "reason": made.reason,
+            "handle": instance.handle if instance else None,
+            "log": instance.log if instance else "",
+        }
+
+    # The end
+
+    def rest(self) -> None:
+        """Changes nothing any more, until it is to ``go_on``."""
+        self._resting = True
+
+    def go_on(self) -> None:
+        self._resting = False
+
+    def leave(self) -> dict[str, Any]:
+        """What the next program's fleet is to know."""
+        with self._changed:
+            return {
+                "said": self._rules.version,
+                "version": self._version,
+                "wanted": self._wanted,
+            }
+
+    def stop(self, keep: bool = False) -> None:
+        """Ends all its targets; with ``keep`` those that another program can take over live on."""
+        with self._changed:
+            self._stopping = True
+            for made in self._made.values():
+                made.unwanted.set()
+            self._changed.notify_all()
+        if self._thread.ident:
+            self._thread.join()
+        _all_at_once([one.join for one in self._lives])
+        if not keep:
+            with self._changed:
+                left = [one for one in self._made.values() if one.instance]
+            _all_at_once([lambda made=made: self._clear(made) for made in left])  # type: ignore[misc]
+        self._launcher.close(keep)
+
+    def retire(self) -> None:
+        """Drains all its targets, then stops; in threads of its own."""
+        with self._changed:
+            self._resting = True
+            for made in [*self._made.values()]:
+                self._end(made, "by the settings")
+            lives = [*self._lives]
+
+        def end() -> None:
+            for one in lives:
+                one.join()
+            self.stop()
+
+        threading.Thread(target=end, name=f"pyproxy-retire-{self._pool}", daemon=True).start()
+
+
+def _all_at_once(what: Iterable[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=one, name="pyproxy-scaling-end") for one in what]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _slug(pool: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", pool).strip("-") or "pool"

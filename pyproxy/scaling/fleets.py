@@ -1,0 +1,126 @@
+"""Fleets: those of all pools, as the settings say from one reload to the next."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyproxy.errors import ControlError, SettingsError
+from pyproxy.readers import Json
+from pyproxy.scaling.fleet import Fleet, Hands
+from pyproxy.scaling.launcher import Launcher
+from pyproxy.scaling.processes import ProcessLauncher
+from pyproxy.scaling_settings import Scaling
+from pyproxy.sections import PoolSettings
+from pyproxy.services import name_of
+from pyproxy.settings import Settings
+
+_MOST = 30.0  # seconds that a start waits for its targets
+
+
+def _launcher(said: Scaling) -> Launcher:
+    return ProcessLauncher(said)
+
+
+def check(settings: Settings) -> None:
+    """Whether targets can be made here as these settings say. Raises ``SettingsError``."""
+    for said in scaled(settings).values():
+        if said.scaling and said.scaling.launcher != "process":
+            raise SettingsError([f'scaling.launcher: "{said.scaling.launcher}" is not there yet'])
+
+
+def scaled(settings: Settings) -> dict[str, PoolSettings]:
+    """The pools whose targets are made, by name."""
+    pools: list[PoolSettings] = [settings, *settings.routes]
+    return {name_of(one): one for one in pools if one.scaling}
+
+
+class Fleets:
+    """Changed by one thread at a time; asked by any."""
+
+    def __init__(self, hands: Hands, left: Mapping[str, Any] | None = None) -> None:
+        """``left`` is what ``leave`` of the program before has told."""
+        self._hands = hands
+        self._left = dict(left or {})
+        self._fleets: dict[str, Fleet] = {}
+        self._said: dict[str, Scaling] = {}
+
+    def apply(self, settings: Settings) -> None:
+        """Those that stay go on with these settings, others begin or end."""
+        wanted = scaled(settings)
+        said = {name: one.scaling for name, one in wanted.items() if one.scaling}
+        same = {
+            name
+            for name, one in said.items()
+            if name in self._said and one.place == self._said[name].place
+        }
+        made = {name: _launcher(one) for name, one in said.items() if name not in same}
+        for name in self._fleets.keys() - same:
+            self._fleets.pop(name).retire()
+        for name in same:
+            self._fleets[name].configure(wanted[name])
+        for name, own in made.items():
+            fleet = Fleet(name, wanted[name], self._hands, own, self._left.pop(name, None))
+            self._fleets[name] = fleet
+            fleet.start()
+        self._said = said
+
+    def wait(self) -> None:
+        """Until all targets that are wanted serve, or have failed to, or for half a minute."""
+        deadline = time.monotonic() + _MOST
+        for fleet in self._fleets.values():
+            fleet.wait(max(deadline - time.monotonic(), 0.1))
+
+    def describe(self, pool: str) -> dict[str, Any] | None:
+        """In JSON's terms; None if its targets aren't made."""
+        fleet = self._fleets.get(pool)
+        return fleet.describe() if fleet else None
+
+    def scale(self, count: int, pool: str = "") -> Json:
+        """As ``Control`` says of it; like the next two."""
+        fleet = self._find(pool)
+        fleet.scale(count, "by the operator")
+        return fleet.describe()
+
+    def roll_out(self, version: Mapping[str, Json], pool: str = "") -> Json:
+        fleet = self._find(pool)
+        fleet.roll_out(version)
+        return fleet.describe()
+
+    def change_rollout(self, action: str, pool: str = "") -> Json:
+        fleet = self._find(pool)
+        fleet.change_rollout(action)
+        return fleet.describe()
+
+    def _find(self, pool: str) -> Fleet:
+        """Of the pool with this name; without one, the only one or the first. Raises
+        ``ControlError``."""
+        if not self._fleets:
+            raise ControlError(409, "no pool has scaling: its targets are as the settings say")
+        name = pool or next(iter(self._fleets))
+        if name not in self._fleets:
+            raise ControlError(404, f'no pool with scaling is called "{name}"')
+        return self._fleets[name]
+
+    def without_made(self, journal: Iterable[Any]) -> list[Any]:
+        """What of a journal isn't of targets that are made: the next program makes its own."""
+        made = set[str]().union(*(one.ids for one in self._fleets.values()))
+        return [deed for deed in journal if deed[1] not in made]
+
+    def rest(self) -> None:
+        """Nothing changes any more, until they are to ``go_on``."""
+        for fleet in self._fleets.values():
+            fleet.rest()
+
+    def go_on(self) -> None:
+        for fleet in self._fleets.values():
+            fleet.go_on()
+
+    def leave(self) -> dict[str, Json]:
+        """What the next program is to know."""
+        return {name: fleet.leave() for name, fleet in self._fleets.items()}
+
+    def stop(self, keep: bool = False) -> None:
+        """Ends all targets; with ``keep`` those that another program can take over live on."""
+        for fleet in self._fleets.values():
+            fleet.stop(keep)
+        self._fleets = {}

@@ -1,0 +1,105 @@
+"""Plan: what is to be started and ended now, so that there are as many targets as wanted, of the
+version that is wanted. Pure: what is there in, what to do out.
+
+A rollout adds one target of the new version, waits until it has proven itself, ends one of the old
+version, and goes on. When the new version fails, it goes back: its targets are ended at once, as
+far as others serve, and what is missing is made of the old version again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pyproxy.scaling_settings import Version
+
+
+@dataclass(frozen=True)
+class Member:
+    """A target that has been started, as far as the plan goes."""
+
+    name: str
+    version: Version
+    serves: bool  # False: it has yet to become healthy
+    age: float = 0.0  # seconds for which it has served
+    lost: bool = False  # out of service for long: it counts as one that is missing
+    in_flight: int = 0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    old: Version
+    new: Version
+    proven: float  # seconds for which a new target has to serve before the next step
+    began: float  # time.time()
+    returning: bool = False
+    paused: bool = False
+    reason: str = ""  # why it returns
+
+    def back(self, reason: str) -> "Rollout":
+        return (
+            self if self.returning else replace(self, returning=True, paused=False, reason=reason)
+        )
+
+    @property
+    def wanted(self) -> Version:
+        """The one that there shall be in the end."""
+        return self.old if self.returning else self.new
+
+
+@dataclass
+class Plan:
+    start: list[Version] = field(default_factory=list)
+    end: list[str] = field(default_factory=list)
+    finished: bool = False  # the rollout
+
+
+def plan(members: Sequence[Member], wanted: int, version: Version, rollout: Rollout | None) -> Plan:
+    """``version`` is what there is without a rollout."""
+    counted = [one for one in members if not one.lost]
+    if rollout and not rollout.paused:
+        found = (
+            _back(counted, wanted, rollout) if rollout.returning else _on(counted, wanted, rollout)
+        )
+    else:
+        found = _keep(counted, wanted, rollout.old if rollout else version)
+    # What is lost goes when others serve in its place.
+    if found.finished or not found.start:
+        serving = sum(one.serves for one in counted)
+        if serving >= min(wanted, len(counted)):
+            found.end += [one.name for one in members if one.lost]
+    return found
+
+
+def _keep(members: Sequence[Member], wanted: int, version: Version) -> Plan:
+    missing = wanted - len(members)
+    return Plan(start=[version] * max(missing, 0), end=_least(members, -missing))
+
+
+def _least(members: Sequence[Member], count: int) -> list[str]:
+    """Those that are missed least: they don't serve yet, or have the least to do."""
+    order = sorted(members, key=lambda one: (one.serves, one.in_flight, one.age))
+    return [one.name for one in order[: max(count, 0)]]
+
+
+def _on(members: Sequence[Member], wanted: int, rollout: Rollout) -> Plan:
+    new = [one for one in members if one.version == rollout.new]
+    old = [one for one in members if one.version != rollout.new]
+    if not all(one.serves and one.age >= rollout.proven for one in new):
+        return Plan(start=[rollout.old] * (wanted - len(members)))
+    if len(members) <= wanted and (old or len(new) < wanted):
+        return Plan(start=[rollout.new])
+    if len(members) > wanted:
+        return Plan(end=_least(old or new, 1))
+    return Plan(finished=True)
+
+
+def _back(members: Sequence[Member], wanted: int, rollout: Rollout) -> Plan:
+    new = [one for one in members if one.version == rollout.new]
+    old = [one for one in members if one.version != rollout.new]
+    found = _keep(old, wanted, rollout.old)
+    if new:
+        serving = sum(one.serves for one in old)
+        # One that has failed is worth nothing, but better than nobody.
+        found.end += [one.name for one in new] if serving or not wanted else []
+    elif all(one.serves for one in old) and len(old) >= wanted:
+        found.finished = True
+    return found
