@@ -175,6 +175,7 @@ class Proxy:
         self._world = World(self.history, self._counters, self.secret)
         self.sockets = left.sockets
         self.control = Control(self, left.journal, left.scaling)
+        self._heir = bool(left.scaling)  # what it takes over is another's until it serves
         self._alone = memory is None  # not one of several processes
         self._admin = AdminPlace(self.control, self.sockets) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
@@ -251,7 +252,7 @@ class Proxy:
                 self._access_log = _open_access_log(self.settings)
                 self._commit(self._parts)
             except ListenError:
-                self._close()
+                self._close(handed_over=self._heir)
                 raise
 
     def adopt(self, sockets: Sockets) -> None:

@@ -35,12 +35,17 @@ _FAILED = -1  # stands in the queue for workers that die again and again
 Signals = queue.SimpleQueue[int]
 
 
-def catch_signals(*names: str) -> Signals:
-    """Those with these names, as they come."""
+def catch_signals(*names: str, also: Callable[[], None] = lambda: None) -> Signals:
+    """Those with these names, as they come; ``also`` is called when one comes."""
     signals: Signals = queue.SimpleQueue()
+
+    def catch(number: int, _: object) -> None:
+        signals.put(number)
+        also()
+
     for number, name in SIGNALS.items():
         if name in names:
-            signal.signal(number, lambda number, _: signals.put(number))
+            signal.signal(number, catch)
     return signals
 
 
@@ -90,7 +95,7 @@ class Program:
         logs.configure(settings.log)
         net.raise_file_limit(settings.limits.connections)
         self._tell = tell
-        self._signals = catch_signals(*_NAMES)
+        self._signals = catch_signals(*_NAMES, also=self._hurry)
         self._watcher = watcher
         self._problem = ""
         self._left = left
@@ -104,6 +109,11 @@ class Program:
         self._source = control.source = Source(load, self._apply, settings, source)
         if "SIGUSR2" in SIGNALS.values():
             control.restart = lambda: self._signals.put(signal.SIGUSR2)
+
+    def _hurry(self) -> None:
+        """A start doesn't wait for its targets any longer."""
+        if hasattr(self, "runner"):
+            self.runner.control.fleets.hurry()
 
     def _fail(self, problem: str) -> None:
         self._problem = problem

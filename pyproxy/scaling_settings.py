@@ -195,7 +195,8 @@ class Scaling:
     @property
     def place(self) -> tuple[object, ...]:
         """What can't change without other targets taking the place of all."""
-        return self.launcher, self.service, self.owner
+        where = self.folder, self.logs, self.port, self.network
+        return self.launcher, self.service, self.owner, *where
 
 
 def search_path(environment: Mapping[str, str]) -> str:

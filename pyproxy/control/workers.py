@@ -136,6 +136,7 @@ class Supervisor:
         self.control = SupervisorControl(self, left.journal, left.scaling)
         self.workers: dict[int, Worker] = {}
         self._leaving: set[Worker] = set()  # finish what they have, and do nothing else any more
+        self._heir = bool(left.scaling)  # what it takes over is another's until it serves
         self.restarts: dict[int, int] = {}
         self.began = False  # there are workers, or will be
         # Protects what is known of the workers, and their channels; notified when one begins, or
@@ -169,7 +170,7 @@ class Supervisor:
             wanted = self._scale()
             self.changed.wait_for(lambda: len(self.workers) == wanted or bool(self._problem))
         if self._problem:
-            self.stop(0)
+            self.stop(0, handed_over=self._heir)
             raise PyproxyError(self._problem)
         self._admin.apply(self.settings)
 

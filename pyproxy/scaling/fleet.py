@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,11 +25,12 @@ from pyproxy.balancing.samples import Sample
 from pyproxy.balancing.target import Target
 from pyproxy.errors import ControlError
 from pyproxy.health.checks import CheckFailed, check_as
-from pyproxy.readers import Json, Problems, address
+from pyproxy.readers import Json, address
 from pyproxy.scaling.launcher import Instance, Launcher, LauncherAway, LaunchError
 from pyproxy.scaling.load import Load
-from pyproxy.scaling.plan import Member, Rollout, plan
-from pyproxy.scaling_settings import Environment, Scaling, Version, check_version
+from pyproxy.scaling.plan import Member, plan
+from pyproxy.scaling.rollouts import Rollouts
+from pyproxy.scaling_settings import Scaling, Version
 from pyproxy.sections import PoolSettings
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,6 @@ _TICK = 0.5  # seconds
 _SOONEST, _LATEST = 0.05, 0.5  # seconds between checks of one that is starting
 _YOUNG = 5.0  # seconds: one that dies sooner has failed
 _PAUSE, _LONGEST = 0.5, 30.0  # seconds before the next start after a failure; doubled each time
-_ENOUGH = 3  # errors of a new version before their share counts
 
 
 class Hands(Protocol):
@@ -82,8 +82,10 @@ class Fleet:
         hands: Hands,
         launcher: Launcher,
         left: Mapping[str, Any] | None = None,
+        instead_of: "Fleet | None" = None,
     ) -> None:
-        """``left`` is what ``leave`` of the program before has told."""
+        """``left`` is what ``leave`` of the program before has told. ``instead_of`` is to be
+        retired: its targets aren't adopted."""
         assert said.scaling
         self._pool = pool
         self._said = said
@@ -94,16 +96,15 @@ class Fleet:
         # Protects all below; notified when something has changed.
         self._changed = threading.Condition()
         self._made: dict[str, _Made] = {}
-        self._numbers = itertools.count(1)
-        self._version = self._rules.version
+        self._numbers: Iterator[int] = instead_of._numbers if instead_of else itertools.count(1)
+        self._adopted = bool(instead_of)
+        version = self._rules.version
         self._wanted = self._rules.min
         if left:
-            if left["said"] == self._rules.version:
-                self._version = left["version"]
+            if left["said"] == version:
+                version = left["version"]
             self._wanted = self._within(left["wanted"])
-        self._rollout: Rollout | None = None
-        self._last_rollout: dict[str, Any] | None = None
-        self._since_rollout: Sample | None = None
+        self._rollouts = Rollouts(pool, version)
         self._fails = 0  # in a row
         self._failed_at = 0.0  # time.monotonic()
         self._not_before = 0.0  # time.monotonic()
@@ -111,6 +112,7 @@ class Fleet:
         self._away = False  # the launcher doesn't answer
         self._next_look = 0.0
         self._resting = False
+        self._hurried = False
         self._stopping = False
         self._lives: set[threading.Thread] = set()
         self._thread = threading.Thread(
@@ -131,21 +133,23 @@ class Fleet:
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Until as many serve as are wanted, something has failed, or time is up."""
+        """Until as many serve as are wanted, something has failed, time is up, or somebody is in a
+        ``hurry``."""
+        deadline = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait_for(self._settled, seconds)
-            serving, problem = len(self._live()), self._problem
-        if serving < self._wanted and not problem:
-            log.warning(
-                "scaling %s: %d of %d targets serve after %g s",
-                self._pool,
-                serving,
-                self._wanted,
-                seconds,
-            )
+            while not self._settled() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, 0.2))  # a hurry wakes nobody
+            serving, wanted = len(self._live()), self._wanted
+        if serving < wanted:
+            log.warning("scaling %s: %d of %d targets serve so far", self._pool, serving, wanted)
+
+    def hurry(self) -> None:
+        """Has ``wait`` return. Takes no lock: a signal handler may call it."""
+        self._hurried = True
 
     def _settled(self) -> bool:
-        return len(self._live()) >= self._wanted or bool(self._problem) or self._stopping
+        enough = len(self._live()) >= self._wanted
+        return enough or bool(self._problem) or self._hurried or self._stopping
 
     def _live(self) -> list[_Made]:
         return [one for one in self._made.values() if one.phase == "live"]
@@ -157,22 +161,25 @@ class Fleet:
         with self._changed:
             before, self._said, self._rules = self._rules, said, said.scaling
             self._wanted = self._within(self._wanted)
-            if before.version != said.scaling.version != self._version:
-                self._begin_rollout(said.scaling.version)
+            if before.version != said.scaling.version != self._rollouts.version:
+                self._rollouts.begin(said.scaling.version, self._rules)
+                self._forgive()
             self._changed.notify_all()
 
     def _run(self) -> None:
-        self._adopt()
         while True:
             with self._changed:
                 if self._stopping:
                     return
             if not self._resting:
                 try:
+                    self._adopt()
                     self._look()
                     self._weigh()
                     self._act()
-                except (ControlError, LauncherAway) as error:
+                except LaunchError as error:
+                    self._note_away(str(error))
+                except ControlError as error:  # the proxy begins or ends
                     log.debug("scaling %s: %s", self._pool, error)
             with self._changed:
                 if not self._stopping:
@@ -181,24 +188,24 @@ class Fleet:
     # Who is there
 
     def _adopt(self) -> None:
-        """Takes over what an earlier life has left."""
-        try:
-            found = self._launcher.adopt()
-        except LaunchError as error:
-            self._note_failure(str(error))
+        """Takes over what an earlier life has left, once. Raises ``LauncherAway``."""
+        if self._adopted:
             return
+        found = self._launcher.adopt()
+        self._adopted = True
         with self._changed:
             for instance in found:
                 if instance.name not in self._made:
                     made = _Made(instance.name, instance.version, instance=instance)
                     self._made[made.name] = made
                     self._live_in_thread(self._bring_up, made)
-            numbers = [int(one.name.rpartition("-")[2]) for one in found]
-            self._numbers = itertools.count(max([0, *numbers]) + 1)
-            old = {one.version for one in found} - {self._version}
-            if old and not self._rollout:
-                goal, self._version = self._version, old.pop()
-                self._begin_rollout(goal)
+            for one in found:
+                self._numbers = itertools.count(max(next(self._numbers), _number(one.name) + 1))
+            rollouts = self._rollouts
+            old = {one.version for one in found} - {rollouts.version}
+            if old and not rollouts.now:
+                goal, rollouts.version = rollouts.version, old.pop()
+                rollouts.begin(goal, self._rules)
             self._wanted = self._within(max(self._wanted, len(found)))
 
     def _look(self) -> None:
@@ -210,8 +217,10 @@ class Fleet:
         targets = self._targets()
         now = time.monotonic()
         with self._changed:
-            for made in self._live():
+            for made in there:
                 target = targets.get(made.id)
+                if made.phase != "live":
+                    continue
                 if target is None:  # somebody else has removed it
                     self._end(made, "it was removed")
                 elif target["state"] != "evicted":
@@ -241,7 +250,9 @@ class Fleet:
         self._away = bool(said)
         if said:
             log.error("scaling %s: targets are left as they are: %s", self._pool, said)
+            self._problem = said
         else:
+            self._problem = ""
             log.info("scaling %s: the launcher answers again", self._pool)
 
     def _mourn(self, made: _Made, said: str) -> None:
@@ -254,7 +265,7 @@ class Fleet:
             young = time.monotonic() - made.live_at < _YOUNG
         if draining:
             pass  # it ends a bit early
-        elif young or self._is_new(made):
+        elif young or self._rollouts.is_new(made.version):
             self._note_failure(f"target {made.name} {said}", made)
         else:
             log.warning("scaling %s: target %s %s", self._pool, made.name, said)
@@ -263,22 +274,19 @@ class Fleet:
         self._in_thread(self._clear, made)
 
     def _targets(self) -> dict[str, dict[str, Any]]:
-        """Of the pool, by id."""
-        pools = self._hands.snapshot()["pools"]
-        return {
-            one["id"]: one
-            for pool in pools
-            if pool["name"] == self._pool
-            for one in pool["targets"]
-        }
+        """Of the pool, by id. Raises ``ControlError`` while nobody serves it."""
+        for pool in self._hands.snapshot()["pools"]:
+            if pool["name"] == self._pool:
+                return {one["id"]: one for one in pool["targets"]}
+        raise ControlError(503, f"nobody serves {self._pool} just now")
 
     # How many there shall be
 
     def _weigh(self) -> None:
         with self._changed:
-            rollout = self._rollout
-        if rollout and not rollout.returning:
-            self._judge(rollout)
+            rollout = self._rollouts.now
+        if rollout:
+            self._judge()
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -307,27 +315,19 @@ class Fleet:
         except LaunchError:
             return None
 
-    def _judge(self, rollout: Rollout) -> None:
-        """Whether the new version fails more requests than the old one."""
+    def _judge(self) -> None:
         now = Sample(time.monotonic(), self._hands.totals())
         with self._changed:
-            before = self._since_rollout = self._since_rollout or now
-            rates = {}
-            for new in (True, False):
-                names = [
-                    (self._pool, one.instance.url)
-                    for one in self._live()
-                    if one.instance and (one.version == rollout.new) is new
+            made = [one for one in self._live() if one.instance]
+
+            def urls(on_trial: bool) -> list[str]:
+                return [
+                    one.instance.url
+                    for one in made
+                    if one.instance and self._rollouts.is_new(one.version) is on_trial
                 ]
-                errors = sum(now.errors(name) - before.errors(name) for name in names)
-                tried = sum(now.tried(name) - before.tried(name) for name in names)
-                rates[new] = (errors, errors / tried if tried else 0.0)
-            errors, rate = rates[True]
-            if errors >= _ENOUGH and rate > rates[False][1] + self._rules.rollout.max_error_rate:
-                said = (
-                    f"{rate:.0%} of its requests fail ({rates[False][1]:.0%} of the old version's)"
-                )
-                self._turn_back(said)
+
+            self._rollouts.judge(now, urls, self._rules.rollout.max_error_rate)
 
     # What is done
 
@@ -356,11 +356,12 @@ class Fleet:
                 for one in members
                 if one.name in self._made
             ]
-            to_do = plan(members, self._wanted, self._version, self._rollout)
+            rollout = self._rollouts.now
+            to_do = plan(members, self._wanted, self._rollouts.version, rollout)
             if to_do.finished:
-                self._finish_rollout()
+                self._rollouts.finish()
             for name in to_do.end:
-                said = f"rollout of {self._rollout.wanted}" if self._rollout else "fewer are wanted"
+                said = f"rollout of {rollout.wanted}" if rollout else "fewer are wanted"
                 self._end(self._made[name], said)
             if time.monotonic() < self._not_before or self._stopping:
                 return
@@ -465,8 +466,9 @@ class Fleet:
     def _note_failure(self, said: str, made: _Made | None = None) -> None:
         now = time.monotonic()
         with self._changed:
-            if made and self._is_new(made):
-                self._turn_back(said)
+            if made and self._rollouts.is_new(made.version):
+                self._rollouts.turn_back(said)
+                self._forgive()
             else:
                 self._fails += 1
                 self._failed_at = now
@@ -504,85 +506,21 @@ class Fleet:
         """Begins a rollout to another ``image``, ``command`` or ``environment``. Raises
         ``ControlError``."""
         with self._changed:
-            said = dict(what)
-            if "command" in said:
-                said["command"] = tuple(said["command"])
-            if "environment" in said:
-                said["environment"] = Environment(said["environment"].items())
-            version = replace(self._version, **said)
-            if self._rollout:
-                raise ControlError(409, f"a rollout of {self._rollout.new} is under way")
-            if version == self._version:
-                raise ControlError(409, f"the targets are made of {version} already")
-            try:
-                check_version(self._rules, version)
-            except Problems as error:
-                told = "; ".join(f"{path.strip('.')}: {text}" for path, text in error.found)
-                raise ControlError(422, told) from None
-            self._begin_rollout(version)
+            self._rollouts.ask(what, self._rules)
+            self._forgive()
             self._changed.notify_all()
-
-    def _begin_rollout(self, version: Version) -> None:
-        if self._rollout:
-            self._close_rollout("replaced")
-        proven = max(self._rules.rollout.observe, self._rules.slow_start or 0.0)
-        self._rollout = Rollout(self._version, version, proven, time.time())
-        self._since_rollout = None
-        self._fails, self._not_before, self._problem = 0, 0.0, ""
-        log.info("scaling %s: rollout from %s to %s", self._pool, self._version, version)
-
-    def _is_new(self, made: _Made) -> bool:
-        rollout = self._rollout
-        return bool(rollout and not rollout.returning and made.version == rollout.new)
-
-    def _turn_back(self, reason: str) -> None:
-        assert self._rollout
-        if not self._rollout.returning:
-            log.error("scaling %s: %s is taken back: %s", self._pool, self._rollout.new, reason)
-            self._rollout = self._rollout.back(reason)
-            self._fails, self._not_before = 0, 0.0
 
     def change_rollout(self, action: str) -> None:
         """``pause``, ``resume`` or ``abort``, which goes back to the old version. Raises
         ``ControlError``."""
         with self._changed:
-            rollout = self._rollout
-            if rollout is None:
-                raise ControlError(409, "no rollout is under way")
-            if rollout.returning:
-                raise ControlError(409, f"the rollout goes back already: {rollout.reason}")
-            if action == "abort":
-                self._turn_back("aborted by the operator")
-            else:
-                self._rollout = replace(rollout, paused=action == "pause")
+            self._rollouts.change(action)
+            self._forgive()
             self._changed.notify_all()
 
-    def _finish_rollout(self) -> None:
-        assert self._rollout
-        said = "returned" if self._rollout.returning else "finished"
-        log.info("scaling %s: rollout of %s: %s", self._pool, self._rollout.new, said)
-        self._version = self._rollout.wanted
-        self._close_rollout(said)
-
-    def _close_rollout(self, said: str) -> None:
-        self._last_rollout = {**self._describe_rollout(), "state": said, "ended": time.time()}
-        self._rollout = None
-
-    def _describe_rollout(self) -> dict[str, Any]:
-        rollout = self._rollout
-        if rollout is None:
-            return self._last_rollout or {}
-        state = "returning" if rollout.returning else "paused" if rollout.paused else "running"
-        return {
-            "from": str(rollout.old),
-            "to": str(rollout.new),
-            "state": state,
-            "reason": rollout.reason,
-            "began": rollout.began,
-            "ended": None,
-            "done": sum(one.version == rollout.new for one in self._live()),
-            "of": self._wanted,
-        }
+    def _forgive(self) -> None:
+        """What failed so far was of something else."""
+        self._fails, self._not_before, self._problem = 0, 0.0, ""
 
     def describe(self) -> dict[str, Any]:
         """What there is, in JSON's terms."""
@@ -593,11 +531,13 @@ class Fleet:
                 "max": self._rules.max,
                 "auto": self._rules.auto,
                 "wanted": self._wanted,
-                "version": str(self._version),
+                "version": str(self._rollouts.version),
                 "problem": self._problem,
                 **self._load.describe(),
                 "instances": [self._describe(one) for one in self._made.values()],
-                "rollout": self._describe_rollout() or None,
+                "rollout": self._rollouts.describe(
+                    [one.version for one in self._live()], self._wanted
+                ),
             }
 
     def _describe(self, made: _Made) -> dict[str, Any]:
@@ -621,6 +561,7 @@ class Fleet:
         self._resting = True
 
     def go_on(self) -> None:
+        self._adopted = False  # others may have made some
         self._resting = False
 
     def leave(self) -> dict[str, Any]:
@@ -628,7 +569,7 @@ class Fleet:
         with self._changed:
             return {
                 "said": self._rules.version,
-                "version": self._version,
+                "version": self._rollouts.version,
                 "wanted": self._wanted,
             }
 
@@ -648,15 +589,18 @@ class Fleet:
             _all_at_once([lambda made=made: self._clear(made) for made in left])  # type: ignore[misc]
         self._launcher.close(keep)
 
-    def retire(self) -> None:
-        """Drains all its targets, then stops; in threads of its own."""
-        with self._changed:
-            self._resting = True
-            for made in [*self._made.values()]:
-                self._end(made, "by the settings")
-            lives = [*self._lives]
+    def retire(self, successor: "Fleet | None") -> None:
+        """Drains all its targets when those of the successor serve, then stops; in a thread of its
+        own."""
 
         def end() -> None:
+            if successor:
+                successor.wait(self._rules.start_timeout)
+            with self._changed:
+                self._resting = True
+                for made in [*self._made.values()]:
+                    self._end(made, "by the settings")
+                lives = [*self._lives]
             for one in lives:
                 one.join()
             self.stop()
@@ -670,6 +614,11 @@ def _all_at_once(what: Iterable[Callable[[], None]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _number(name: str) -> int:
+    last = name.rpartition("-")[2]
+    return int(last) if last.isdigit() else 0
 
 
 def _slug(pool: str) -> str:

@@ -54,14 +54,16 @@ class Fleets:
             if name in self._said and one.place == self._said[name].place
         }
         made = {name: _launcher(one) for name, one in said.items() if name not in same}
-        for name in self._fleets.keys() - same:
-            self._fleets.pop(name).retire()
+        gone = {name: self._fleets.pop(name) for name in self._fleets.keys() - same}
         for name in same:
             self._fleets[name].configure(wanted[name])
         for name, own in made.items():
-            fleet = Fleet(name, wanted[name], self._hands, own, self._left.pop(name, None))
+            left = self._left.pop(name, None)
+            fleet = Fleet(name, wanted[name], self._hands, own, left, gone.get(name))
             self._fleets[name] = fleet
             fleet.start()
+        for name, old in gone.items():
+            old.retire(self._fleets.get(name))
         self._said = said
 
     def wait(self) -> None:
@@ -69,6 +71,11 @@ class Fleets:
         deadline = time.monotonic() + _MOST
         for fleet in self._fleets.values():
             fleet.wait(max(deadline - time.monotonic(), 0.1))
+
+    def hurry(self) -> None:
+        """Has ``wait`` return. May be called by a signal handler."""
+        for fleet in [*self._fleets.values()]:
+            fleet.hurry()
 
     def describe(self, pool: str) -> dict[str, Any] | None:
         """In JSON's terms; None if its targets aren't made."""

@@ -1,0 +1,129 @@
+"""Rollouts: how one version of a pool's targets takes the place of another, and how it went."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pyproxy.balancing.samples import Sample
+from pyproxy.errors import ControlError
+from pyproxy.readers import Json, Problems
+from pyproxy.scaling.plan import Rollout
+from pyproxy.scaling_settings import Environment, Scaling, Version, check_version
+
+log = logging.getLogger(__name__)
+
+_ENOUGH = 3  # errors of a new version before their share counts
+
+
+class Rollouts:
+    """Of one pool. Used under its fleet's lock."""
+
+    def __init__(self, pool: str, version: Version) -> None:
+        self._pool = pool
+        self.version = version  # what targets are made of, but for a rollout
+        self.now: Rollout | None = None
+        self._last: tuple[Rollout, str, float | None] | None = None  # how it ended, and when
+        self._since: Sample | None = None
+
+    def ask(self, what: Mapping[str, Json], rules: Scaling) -> None:
+        """Begins one to another ``image``, ``command`` or ``environment``. Raises
+        ``ControlError``."""
+        said = dict(what)
+        if "command" in said:
+            said["command"] = tuple(said["command"])
+        if "environment" in said:
+            said["environment"] = Environment(said["environment"].items())
+        version = replace(self.version, **said)
+        if self.now:
+            raise ControlError(409, f"a rollout of {self.now.new} is under way")
+        if version == self.version:
+            raise ControlError(409, f"the targets are made of {version} already")
+        try:
+            check_version(rules, version)
+        except Problems as error:
+            told = "; ".join(f"{path.strip('.')}: {text}" for path, text in error.found)
+            raise ControlError(422, told) from None
+        self.begin(version, rules)
+
+    def begin(self, version: Version, rules: Scaling) -> None:
+        if self.now:
+            self._close("replaced")
+        proven = max(rules.rollout.observe, rules.slow_start or 0.0)
+        self.now = Rollout(self.version, version, proven, time.time())
+        self._since = None
+        log.info("scaling %s: rollout from %s to %s", self._pool, self.version, version)
+
+    def is_new(self, version: Version) -> bool:
+        """Whether a target of it is on trial."""
+        return bool(self.now and not self.now.returning and version == self.now.new)
+
+    def judge(self, now: Sample, urls: Callable[[bool], Iterable[str]], limit: float) -> None:
+        """Whether the new version fails more requests than the old one, beyond the ``limit``.
+        ``urls`` are those of targets on trial, or of others."""
+        if not self.now or self.now.returning:
+            return
+        before = self._since = self._since or now
+        errors, rate = self._errors(before, now, urls(True))
+        _, usual = self._errors(before, now, urls(False))
+        if errors >= _ENOUGH and rate > usual + limit:
+            self.turn_back(f"{rate:.0%} of its requests fail ({usual:.0%} of the old version's)")
+
+    def _errors(self, before: Sample, now: Sample, urls: Iterable[str]) -> tuple[int, float]:
+        names = [(self._pool, url) for url in urls]
+        errors = sum(now.errors(name) - before.errors(name) for name in names)
+        tried = sum(now.tried(name) - before.tried(name) for name in names)
+        return errors, errors / tried if tried else 0.0
+
+    def turn_back(self, reason: str) -> None:
+        assert self.now
+        if not self.now.returning:
+            log.error("scaling %s: %s is taken back: %s", self._pool, self.now.new, reason)
+            self.now = self.now.back(reason)
+
+    def change(self, action: str) -> None:
+        """``pause``, ``resume`` or ``abort``. Raises ``ControlError``."""
+        if self.now is None:
+            raise ControlError(409, "no rollout is under way")
+        if self.now.returning:
+            raise ControlError(409, f"the rollout goes back already: {self.now.reason}")
+        if action == "abort":
+            self.turn_back("aborted by the operator")
+        else:
+            self.now = replace(self.now, paused=action == "pause")
+
+    def finish(self) -> None:
+        """There is only one version left."""
+        assert self.now
+        said = "returned" if self.now.returning else "finished"
+        log.info("scaling %s: rollout of %s: %s", self._pool, self.now.new, said)
+        self.version = self.now.wanted
+        self._close(said)
+
+    def _close(self, said: str) -> None:
+        assert self.now
+        self._last = (self.now, said, time.time())
+        self.now = None
+
+    def describe(self, live: Iterable[Version], wanted: int) -> dict[str, Any] | None:
+        """The one under way, or the last, in JSON's terms; ``live`` has a version for each target
+        that serves."""
+        if rollout := self.now:
+            state = "returning" if rollout.returning else "paused" if rollout.paused else "running"
+            told: tuple[Rollout, str, float | None] | None = (rollout, state, None)
+        else:
+            told = self._last
+        if told is None:
+            return None
+        rollout, state, ended = told
+        return {
+            "from": str(rollout.old),
+            "to": str(rollout.new),
+            "state": state,
+            "reason": rollout.reason,
+            "began": rollout.began,
+            "ended": ended,
+            "done": sum(one == rollout.new for one in live),
+            "of": wanted,
+        }
