@@ -159,12 +159,15 @@ def _tell(chosen: settings.Settings, text: str) -> None:
 
 
 def _served(said: PoolSettings) -> str:
-    if not said.targets:
+    if not said.has_targets:
         routes = isinstance(said, settings.Settings) and said.routes
         return "routes only" if routes else "tcp only"
     urls = [target.url for target in said.targets]
     many = f"{len(urls)} targets" if len(urls) > 1 else "1 target"
-    return f"{many} ({said.policy.name}): {few(urls)}"
+    told = [f"{many} ({said.policy.name}): {few(urls)}"] if urls else []
+    if made := said.scaling:
+        told.append(f"{made.min} to {made.max} targets made of {str(made.version) or made.service}")
+    return " and ".join(told)
 
 
 @main.command()

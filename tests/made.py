@@ -1,7 +1,7 @@
 """A target for tests of scaling: ``python made.py PORT [NAME [MODE]]``. Answers with its name.
 
-Modes: ``good``; ``crash`` at once; ``brief``: answers, and ends after half a second; ``deaf``: takes
-connections and never answers; ``stubborn``: ignores SIGTERM; ``bad``: 500 to all but /health.
+Modes: ``good``; ``crash`` at once; ``brief``: answers, and ends after half a second; ``deaf``:
+takes connections and never answers; ``stubborn``: ignores SIGTERM; ``bad``: 500 to all but /health.
 """
 
 import os
@@ -33,7 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-print(f"{NAME} begins", flush=True)
+sys.stdout.write(f"{NAME} begins\n")
+sys.stdout.flush()
 if MODE == "crash":
     sys.exit(f"{NAME} can't go on")
 if MODE == "stubborn":

@@ -11,6 +11,7 @@ What has failed is tried again, more and more seldom; targets that serve aren't 
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import re
@@ -66,6 +67,7 @@ class _Made:
     lost_at: float | None = None  # since when it is evicted
     reason: str = ""
     unwanted: threading.Event = field(default_factory=threading.Event)  # before it was healthy
+    clearing: threading.Lock = field(default_factory=threading.Lock)
 
     def enter(self, phase: str, reason: str = "") -> None:
         self.phase, self.reason, self.since = phase, reason, time.time()
@@ -214,7 +216,8 @@ class Fleet:
         for made in there:
             if said := self._fate(made):
                 self._mourn(made, said)
-        targets = self._targets()
+        if (targets := self._targets()) is None:
+            return
         now = time.monotonic()
         with self._changed:
             for made in there:
@@ -273,12 +276,12 @@ class Fleet:
             self._hands.remove(made.id, f"it {said}")
         self._in_thread(self._clear, made)
 
-    def _targets(self) -> dict[str, dict[str, Any]]:
-        """Of the pool, by id. Raises ``ControlError`` while nobody serves it."""
+    def _targets(self) -> dict[str, dict[str, Any]] | None:
+        """Of the pool, by id; None while nobody serves it."""
         for pool in self._hands.snapshot()["pools"]:
             if pool["name"] == self._pool:
                 return {one["id"]: one for one in pool["targets"]}
-        raise ControlError(503, f"nobody serves {self._pool} just now")
+        return None
 
     # How many there shall be
 
@@ -294,7 +297,7 @@ class Fleet:
         with self._changed:
             live = self._live()
             coming = sum(one.phase == "starting" for one in self._made.values())
-        targets = self._targets()
+        targets = self._targets() or {}
         own = {one.id for one in live}
         seen = self._load.look(
             self._hands.totals(),
@@ -349,7 +352,7 @@ class Fleet:
             ]
         in_flight = {}
         if len(members) > self._wanted:
-            in_flight = {id: one["in_flight"] for id, one in self._targets().items()}
+            in_flight = {id: one["in_flight"] for id, one in (self._targets() or {}).items()}
         with self._changed:
             members = [
                 replace(one, in_flight=in_flight.get(self._made[one.name].id, 0))
@@ -434,7 +437,7 @@ class Fleet:
         with contextlib.suppress(ControlError):
             for verb in verbs:
                 verb(made.id, f"by scaling: {made.reason}")
-                while (target := self._targets().get(made.id)) and target["in_flight"]:
+                while (target := (self._targets() or {}).get(made.id)) and target["in_flight"]:
                     with self._changed:
                         if self._stopping or time.monotonic() > deadline:
                             break
@@ -447,6 +450,11 @@ class Fleet:
 
     def _clear(self, made: _Made) -> None:
         """Ends what is left of it, however long its launcher is away."""
+        with made.clearing:
+            if self._made.get(made.name) is made:
+                self._clear_alone(made)
+
+    def _clear_alone(self, made: _Made) -> None:
         while made.instance:
             try:
                 self._launcher.stop(made.instance, self._rules.stop_timeout)
@@ -582,11 +590,14 @@ class Fleet:
             self._changed.notify_all()
         if self._thread.ident:
             self._thread.join()
-        _all_at_once([one.join for one in self._lives])
-        if not keep:
-            with self._changed:
-                left = [one for one in self._made.values() if one.instance]
-            _all_at_once([lambda made=made: self._clear(made) for made in left])  # type: ignore[misc]
+        deadline = time.monotonic() + 1  # a check may hang for as long as its target is there
+        for thread in self._lives:
+            thread.join(max(deadline - time.monotonic(), 0))
+        with self._changed:
+            left = [one for one in self._made.values() if not (keep and one.phase == "live")]
+        _all_at_once([functools.partial(self._clear, one) for one in left])
+        for thread in self._lives:
+            thread.join()
         self._launcher.close(keep)
 
     def retire(self, successor: "Fleet | None") -> None:

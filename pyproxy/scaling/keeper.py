@@ -144,7 +144,9 @@ class Keeper:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the program
+    # What the program holds off, and all that are started here would inherit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     Keeper(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
