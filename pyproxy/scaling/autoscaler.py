@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from pyproxy.scaling_settings import Scaling
 
-REMEMBERED = 24 * 3600.0  # seconds that what a target can't carry is believed
-WELL_BELOW = 0.8  # of it is tried again
+WELL_BELOW = 0.8  # times what a target couldn't carry is tried again
+BELIEVED = 24 * 3600.0  # seconds; then it may be
+DOUBTED = 1.5  # times as much
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def decide(rules: Scaling, seen: Signals, state: State, now: float) -> tuple[Dec
     if state.high:
         worst = max(signals, key=_Signal.excess)
         return _more(rules, seen, state, worst, high_before, now)
-    if now - state.learned > REMEMBERED:
-        state = replace(state, limit=math.inf, learned=math.inf)
+    if now - state.learned > BELIEVED:
+        state = replace(state, limit=state.limit * DOUBTED, learned=now)
     return _fewer(rules, seen, state, signals, now)
 
 
