@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from pyproxy.program import Program, Signals, catch_signals, in_background, inhe
 from pyproxy.readers import few
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
+
+if TYPE_CHECKING:
+    from pyproxy.lab.demo import Told
 
 
 class Refused(click.ClickException):
@@ -218,13 +221,28 @@ def _check_again_and_again(config: Path | None, given: dict[str, str | None]) ->
 @click.option(
     "--until-eof", is_flag=True, help="End when standard input ends, as when a parent dies."
 )
-def target(host: str, port: int, name: str | None, until_eof: bool) -> None:
+@click.option(
+    "--delay",
+    default=0.0,
+    type=click.FloatRange(0, 60),
+    help="Seconds that a request takes. [default: none]",
+)
+@click.option(
+    "--at-once",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Requests that take their time side by side; others wait.",
+)
+def target(
+    host: str, port: int, name: str | None, until_eof: bool, delay: float, at_once: int
+) -> None:
     """Run the "Hello, world!" target."""
     from pyproxy.lab.target import HelloServer
 
     signals = catch_signals("SIGINT", "SIGTERM")
     try:
-        server = HelloServer(host, port, name)
+        server = HelloServer(host, port, name, delay, at_once)
     except PyproxyError as error:
         raise Refused(error) from None
     with server:
@@ -306,19 +324,52 @@ def spam(url: str, interval: float, duration: float | None, count: int | None) -
 @click.option(
     "--sleeping", default=2.0, show_default=True, type=SECONDS, help="Seconds between probes."
 )
-def demo(before: float, down: float, after: float, interval: float, sleeping: float) -> None:
+@click.option(
+    "--autoscale", is_flag=True, help="Another story: load rises and falls, and so do targets."
+)
+@click.option(
+    "--duration",
+    default=45.0,
+    show_default=True,
+    type=SECONDS,
+    help="Seconds for --autoscale, about; the only one of these options that is for it.",
+)
+@click.pass_context
+def demo(
+    context: click.Context,
+    before: float,
+    down: float,
+    after: float,
+    interval: float,
+    sleeping: float,
+    autoscale: bool,
+    duration: float,
+) -> None:
     """Show failover: five targets, the proxy, a spamer; the third target dies and comes back.
 
-    The exit status is 0 if no request failed and the target was evicted and restored.
+    The exit status is 0 if no request failed and the target was evicted and restored; with
+    --autoscale if none failed, and there were more targets when they were needed, and then fewer.
     """
-    from pyproxy.lab.demo import Demo, Story
+    from pyproxy.lab.demo import Demo
+    from pyproxy.lab.demo_scaling import ScalingDemo
 
+    for name in ("before", "down", "after", "interval", "sleeping", "duration"):
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and autoscale is not (name == "duration"):
+            only = "only with" if name == "duration" else "not with"
+            raise click.UsageError(f"--{name} {only} --autoscale")
     logging.getLogger("pyproxy").addHandler(logging.NullHandler())  # the story tells it
+    if autoscale:
+        _tell_story(ScalingDemo(duration, plain=not sys.stdout.isatty()).run())
+    else:
+        _tell_story(Demo(before, down, after, interval, sleeping).run())
+
+
+def _tell_story(run: Generator["Told", None, None]) -> None:
     live = sys.stdout.isatty()
     told = 0
     drawn = 0
-    story: Story | None = None
-    run = Demo(before, down, after, interval, sleeping).run()
+    story: Told | None = None
     try:
         for story in run:
             if drawn:

@@ -495,7 +495,8 @@ def test_a_constant_load_settles(start: int) -> None:
         changes = case.changes(start, hours=1)
         found = changes[-1].targets if changes else start
         assert not within(changes, 1800), (case, changes)
-        assert turns(start, changes) <= 3, (case, changes)
+        most = 3 if not case.cpu else int(start == 1)  # that of processors can be foreseen
+        assert turns(start, changes) <= most, (case, changes)
         assert found > case.need, (case, changes)
         if case.service < 0.25:  # 0.3 s are no reason to remove a target
             assert found <= max(2 * case.need, 2), (case, changes)

@@ -19,6 +19,7 @@ import pytest
 
 from pyproxy.balancing.target import Target
 from pyproxy.lab.demo import PHASES, Story
+from pyproxy.lab.demo_scaling import CLIENTS, ScalingStory, clients_at
 from pyproxy.lab.spamer import Answer
 from tests.programs import DEADLINE, NOWHERE, Program, environment, heeding_interrupts, program
 from tests.support import RawTarget, eventually, get
@@ -39,8 +40,13 @@ def accepts(port: int) -> bool:
 
 def ports_of(url: str) -> set[int]:
     """Where the five targets behind the demo's proxy listen."""
-    names = {get(url).get("X-Target") or "" for _ in range(10)}
-    assert len(names) == 5
+    names: set[str] = set()
+
+    def all_seen() -> bool:
+        names.add(get(url).get("X-Target") or "")
+        return len(names) == 5
+
+    eventually(all_seen)  # the spamer takes turns too
     return {int(name.rpartition(":")[2]) for name in names}
 
 
@@ -201,6 +207,104 @@ def test_ctrl_c_on_a_terminal_ends_all_of_it() -> None:
         assert not [port for port in ports if accepts(port)]
         assert demo.shown.endswith(b"stopped before the end of the story\r\n")
         assert b"Traceback" not in demo.shown
+
+
+# The other story: autoscaling
+
+SCALING = ("demo", "--autoscale", "--duration")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="targets are forked processes")
+
+
+@needs_fork
+def test_targets_follow_the_load_and_no_request_fails() -> None:
+    with program(*SCALING, "9") as demo:
+        assert demo.wait(120) == 0, demo.text
+    assert demo.stderr == []
+    assert "\x1b" not in demo.text
+    started = re.search(r"s  (http://\S+) serves 1 to 5 targets; clients ask", demo.stdout[0])
+    assert started
+    assert not accepts(int(started[1].rpartition(":")[2]))
+    decided = re.findall(r"^ *\d+\.\d\d s  (\d) -> (\d) targets: (.*)$", demo.text, re.MULTILINE)
+    assert decided
+    for before, after, reason in decided:
+        sign = ">" if before < after else "<"
+        assert re.fullmatch(rf"response time [\d.]+ s {sign} 0\.[36] s", reason)
+    counts = [int(after) for _, after, _ in decided]
+    assert max(counts) > 1
+    assert counts[-1] == 1
+    total, range_, verdict = demo.stdout[-3:]
+    assert re.fullmatch(r"[1-9]\d* requests, 0 failed", total)
+    assert re.fullmatch(r"from 1 to [2-5] targets, and back to 1", range_)
+    assert verdict == "It went well."
+    assert re.search(r"s  clients: 20, targets: \d, requests/s: [\d.]+, response time: ", demo.text)
+
+
+@needs_fork
+def test_ctrl_c_ends_the_targets_that_were_made() -> None:
+    with terminal(*SCALING, "600") as demo:
+        demo.read_until(rb"\d requests, 0 failed")
+        url = re.search(rb"(http://\S+) serves", demo.shown)
+        assert url
+        made = get(url[1].decode()).get("X-Target") or ""
+        port = int(made.rpartition(":")[2])
+        assert accepts(port)
+        demo.press(b"\x03")
+        assert demo.read_to_end() == 130
+        assert not accepts(port)
+        assert demo.shown.endswith(b"stopped before the end of the story\r\n")
+        assert b"Traceback" not in demo.shown
+        picture = demo.shown.replace(b"\r\n", b"\n").split(b"\x1b[6A\x1b[J")[-2]
+        lines = picture[picture.index(b"\nclients") :].split(b"\n")
+        assert len(lines) == 7  # the next picture goes up so many less one
+        assert re.match(rb"targets +#", lines[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--autoscale", "--before", "3"), "--before not with --autoscale"),
+        (("--duration", "3"), "--duration only with --autoscale"),
+    ],
+)
+def test_options_are_of_one_story(arguments: tuple[str, ...], said: str) -> None:
+    with program("demo", *arguments) as demo:
+        assert demo.wait() == 2
+        assert said in demo.text
+
+
+def scaling_story() -> ScalingStory:
+    made = ScalingStory("http://127.0.0.1:60000")
+    made.add(Answer(time.time(), 200, 0.2, "-"))
+    made.peak = 3
+    return made
+
+
+def test_an_autoscaling_story_went_well_only_if_all_of_it_did() -> None:
+    assert scaling_story().went_well()
+    for name, value in (("requests", 0), ("peak", 1), ("targets", 2)):
+        made = scaling_story()
+        setattr(made, name, value)
+        assert not made.went_well()
+        assert made.summary()[-1] == "It did NOT go well."
+    made = scaling_story()
+    made.add(Answer(time.time(), 502, 0.2, "-"))
+    assert not made.went_well()
+    assert "FAILED: " in made.events[-1][1]
+
+
+def test_the_picture_of_an_autoscaling_story_fits_a_terminal_of_80_columns() -> None:
+    made = scaling_story()
+    made.targets, made.coming, made.response_time, made.rate = 4, 1, 0.4, 40.0
+    for share in range(100):
+        made.clients = clients_at(share / 100)
+        made.keep()
+    clients, targets, times, *_ = made.table()
+    assert max(map(len, made.table())) < 80
+    assert targets.split() == ["targets", "####+", "4" * 50]
+    assert set(times.split()[-1]) == {":"}
+    assert {"@", "."} < set(clients)
+    assert clients_at(0) == clients_at(1) == 1
+    assert max(clients_at(share / 100) for share in range(100)) == CLIENTS
 
 
 # The story itself

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pyproxy.app import Proxy
 from pyproxy.balancing.target import State, Target
@@ -20,6 +21,21 @@ PHASES = ("before", "during", "after")
 
 class DemoError(PyproxyError):
     """The story could not be told; the text says why."""
+
+
+class Told(Protocol):
+    """A story, as who shows it sees it."""
+
+    @property
+    def events(self) -> Sequence[tuple[float, str]]:
+        """What has happened, and when: seconds since it began. Grows at its end."""
+
+    def table(self) -> list[str]:
+        """What is going on, in lines of equal meaning at each call."""
+
+    def summary(self) -> list[str]: ...
+
+    def went_well(self) -> bool: ...
 
 
 class TargetProcess:

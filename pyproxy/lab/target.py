@@ -2,6 +2,8 @@
 
 import socket
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,6 +31,9 @@ class HelloHandler(BaseHTTPRequestHandler):
             self.close_connection = True  # the body is left unread
         else:
             self._discard(int(length))
+        if self.server.delay:
+            with self.server.room:
+                time.sleep(self.server.delay)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(BODY)))
@@ -56,13 +61,18 @@ class HelloServer(ThreadingHTTPServer):
     allow_reuse_address = sys.platform != "win32"
     request_queue_size = 1024
 
-    def __init__(self, host: str, port: int, name: str | None = None) -> None:
-        """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given."""
+    def __init__(
+        self, host: str, port: int, name: str | None = None, delay: float = 0.0, at_once: int = 1
+    ) -> None:
+        """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given. Each request
+        takes ``delay`` seconds, and so many are worked on ``at_once``: others wait."""
         self.address_family, address = net.resolve_to_listen(host, port)
         try:
             super().__init__(address, HelloHandler)
         except OSError as error:
             raise net.listen_error(host, port, error) from None
+        self.delay = delay
+        self.room = threading.Semaphore(at_once)
         self.name = name or f"{host}:{self.server_port}"
         self.url = f"http://{host}:{self.server_port}"
 
