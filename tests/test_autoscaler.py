@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -468,6 +469,7 @@ class Constant:
     def rate(self) -> float:
         return self.need * self.at_once / self.service
 
+    @functools.cache  # noqa: B019
     def changes(self, start: int, hours: float, by: Decide = decide) -> list[Change]:
         pool = Queues(self.service, self.at_once, self.cpu)
         return simulated(ROOM, pool, lambda now: self.rate, hours, start, by)
@@ -492,7 +494,7 @@ def turns(start: int, changes: list[Change]) -> int:
 @pytest.mark.parametrize("start", [1, 12])
 def test_a_constant_load_settles(start: int) -> None:
     for case in CONSTANT:
-        changes = case.changes(start, hours=1)
+        changes = case.changes(start, 0.75, decide)
         found = changes[-1].targets if changes else start
         assert not within(changes, 1800), (case, changes)
         most = 3 if not case.cpu else int(start == 1)  # that of processors can be foreseen
@@ -502,15 +504,26 @@ def test_a_constant_load_settles(start: int) -> None:
             assert found <= max(2 * case.need, 2), (case, changes)
 
 
-def test_by_the_rules_alone_it_would_not() -> None:
-    assert sum(bool(within(one.changes(12, 1, by_the_rules_alone), 1800)) for one in CONSTANT) >= 10
+def test_what_is_in_flight_foresees_what_response_times_do_not() -> None:
+    for case in CONSTANT:
+        if case.at_once == 8 and not case.cpu:
+            rules = replace(ROOM, in_flight_high=6.5)
+            pool = Queues(case.service, 8, cpu=False)
+            changes = simulated(rules, pool, lambda now, rate=case.rate: rate, 1, 12)  # type: ignore[misc]
+            assert turns(12, changes) == 0, (case, changes)
+            assert all(one.targets > case.need for one in changes)
+
+
+def restless(by: Decide) -> int:
+    """How many of the constant loads lead to changes in the last quarter of an hour."""
+    return sum(bool(within(one.changes(12, 0.75, by), 1800)) for one in CONSTANT)
 
 
 def test_what_was_learned_is_doubted_once_a_day() -> None:
     rules = replace(ROOM, interval=20)
-    changes = simulated(rules, Queues(0.1, 8, cpu=False), lambda now: 232, 97, 12)
+    changes = simulated(rules, Queues(0.1, 8, cpu=False), lambda now: 232, 50, 12)
     late = within(changes, 1800)
-    assert 2 <= len(late) <= 8
+    assert 2 <= len(late) <= 6
     for one in late:
         assert one.at % BELIEVED < 1800
 
@@ -559,37 +572,57 @@ def noisy(rate: float, chance: random.Random) -> Load:
     return lambda now: rate * chance.uniform(0.7, 1.3)
 
 
-def under_noise(mean: float, seed: int, hours: float, by: Decide = decide) -> list[Change]:
-    """Work for two and a half targets that do one request at a time."""
+@functools.cache
+def under_noise(mean: float, seed: int, by: Decide = decide) -> list[Change]:
+    """Work for two and a half targets that do one request at a time: the hour after the first
+    half."""
     chance = random.Random(seed)
     pool = Events(pareto(mean, chance), 1, chance)
-    return simulated(ROOM, pool, noisy(2.5 / mean, chance), hours, 3, by)
+    return within(simulated(ROOM, pool, noisy(2.5 / mean, chance), 1.5, 3, by), 1800)
 
 
 @pytest.mark.parametrize("mean", [0.08, 0.2])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_noise_does_not_flap(mean: float, seed: int) -> None:
-    changes = under_noise(mean, seed, hours=2)
-    assert len(within(changes, 3600)) <= 3, changes
+    changes = under_noise(mean, seed)
+    assert len(changes) <= 3
     assert all(2 <= one.targets <= 6 for one in changes)
 
 
-def test_by_the_rules_alone_noise_flaps() -> None:
-    assert len(within(under_noise(0.08, 0, 2, by_the_rules_alone), 3600)) > 50
-
-
-@pytest.mark.parametrize("cpu", [True, False])
-def test_a_day_is_followed(cpu: bool) -> None:
-    """From a quarter of a target to eight and back, in two days."""
-    rules = replace(ROOM, interval=20)
+@functools.cache
+def in_two_days(cpu: bool, by: Decide = decide) -> list[Change]:
+    """From a quarter of a target to eight and back, twice."""
 
     def load(now: float) -> float:
         return 80 * (4.1 - 3.85 * math.cos(2 * math.pi * now / BELIEVED))
 
-    changes = simulated(rules, Queues(0.1, 8, cpu), load, 48, 1)
+    return simulated(replace(ROOM, interval=20), Queues(0.1, 8, cpu), load, 48, 1, by)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_a_day_is_followed(cpu: bool) -> None:
+    changes = in_two_days(cpu)
     for day in (0, 1):
         noon = [one for one in changes if one.at < (day + 0.55) * BELIEVED][-1]
         night = [one for one in changes if one.at < (day + 1) * BELIEVED][-1]
         assert 8 <= noon.targets <= 12
         assert night.targets <= 2
     assert len(changes) <= 2 * 2 * 14
+
+
+def test_the_page_tells_what_came_of_all_this() -> None:
+    """Also of the rules alone, which must not get through the tests above."""
+    figures: dict[str, Callable[[Decide], int]] = {
+        f"{len(CONSTANT)} constant loads: those that don't settle": restless,
+        "noise, response times of 0.08 s: changes in an hour": lambda by: len(
+            under_noise(0.08, 0, by)
+        ),
+        "noise, response times of 0.2 s: changes in an hour": lambda by: len(
+            under_noise(0.2, 0, by)
+        ),
+        "two days, work for processors: changes": lambda by: len(in_two_days(True, by)),
+        "two days, other work: changes": lambda by: len(in_two_days(False, by)),
+    }
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for what, found in figures.items():
+        assert f"| {what} | {found(by_the_rules_alone)} | {found(decide)} |" in page

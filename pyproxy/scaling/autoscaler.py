@@ -80,13 +80,16 @@ def decide(rules: Scaling, seen: Signals, state: State, now: float) -> tuple[Dec
         return _change(rules.max - count, f"{count} > max {rules.max}", state, now)
     if seen.coming:
         return Decision(0, f"{seen.coming} on the way"), replace(state, changed=now, high=False)
-    high_before, state = state.high, _averaged(rules, seen, state)
+    state = _averaged(rules, seen, state)
     signals = _signals(rules, seen, state)
+    worst = max(signals, key=_Signal.excess)
+    high_before, high = state.high, worst.excess() > 1
+    if high is not high_before:
+        state = replace(state, high=high)
     rest = state.changed + rules.cooldown - now
     if rest > 0:
         return Decision(0, f"cooldown for another {_figure(rest)} s"), state
-    if state.high:
-        worst = max(signals, key=_Signal.excess)
+    if high:
         return _more(rules, seen, state, worst, high_before, now)
     if now - state.learned > BELIEVED:
         state = replace(state, limit=state.limit * DOUBTED, learned=now)
@@ -188,7 +191,6 @@ def _averaged(rules: Scaling, seen: Signals, state: State) -> State:
     time = 0.0 if _quiet(seen) else seen.response_time
     return replace(
         state,
-        high=any(one.excess() > 1 for one in _signals(rules, seen, state)),
         looks=looks,
         rate=mean(state.rate, seen.rate),
         response_time=mean(state.response_time, time),
