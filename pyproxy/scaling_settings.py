@@ -211,6 +211,8 @@ def check_version(said: Scaling, version: Version) -> None:
     problems = []
     if said.launcher == "process":
         problems = list(_wrong_with_command(said, version))
+        if version.image:
+            problems.append((".image", "a process is made of a command: leave the image away"))
     if said.launcher == "docker" and not version.image:
         problems.append((".image", "name the image that targets are made of"))
     if problems:

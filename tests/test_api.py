@@ -25,6 +25,7 @@ from pyproxy.errors import ControlError, ListenError, SettingsError
 from pyproxy.sections import Admin
 from pyproxy.sockets import bind
 from tests.admin import admin_of, ask_admin
+from tests.fleets import made, needs_fork, version
 from tests.support import (
     Message,
     RawTarget,
@@ -692,3 +693,80 @@ def test_it_says_where_it_listens_over_ipv6_too() -> None:
             assert ask_admin(server, "GET", "/healthz").status_code == 200
         finally:
             server.stop()
+
+
+# Targets that are made.
+
+
+@pytest.fixture
+def fleet() -> Iterator[AdminServer]:
+    """Of a proxy whose one target is made."""
+    with Proxy(scaling=made(), sleeping=60) as proxy, admin_of(proxy, verbs=proxy.control) as found:
+        yield found
+
+
+@needs_fork
+def test_targets_that_are_made_are_scaled(fleet: AdminServer) -> None:
+    found = ask_admin(fleet, "POST", "/scale", json={"count": 2})
+    assert (found.status_code, found.json()["wanted"]) == (200, 2)
+    eventually(lambda: len(told(fleet, "/targets")) == 2)
+    [decision] = told(fleet, "/status")["pools"][0]["scaling"]["decisions"]
+    assert (decision["from"], decision["to"], decision["reason"]) == (1, 2, "by the operator")
+    for count, text in ((4, "from 1 to 3"), (0, "from 1 to 3"), (-1, "from 0"), ("2", "number")):
+        refused = ask_admin(fleet, "POST", "/scale", json={"count": count})
+        assert refused.status_code == 422
+        assert text in refused.json()["error"]
+
+
+@needs_fork
+def test_a_version_is_rolled_out_held_and_taken_back(fleet: AdminServer) -> None:
+    assert ask_admin(fleet, "GET", "/rollout").status_code == 404
+    assert ask_admin(fleet, "PATCH", "/rollout", json={"action": "pause"}).status_code == 409
+    begun = ask_admin(fleet, "POST", "/rollout", json={"command": version("new", "hang")})
+    assert begun.status_code == 202
+    assert begun.json()["rollout"]["state"] == "running"
+    again = ask_admin(fleet, "POST", "/rollout", json={"command": version("newer")})
+    assert again.status_code == 409
+    for action, state in (("pause", "paused"), ("resume", "running"), ("abort", "returning")):
+        said = {"action": action, "pool": "default"}
+        found = ask_admin(fleet, "PATCH", "/rollout", json=said)
+        assert (found.status_code, found.json()["rollout"]["state"]) == (200, state)
+    eventually(lambda: told(fleet, "/rollout?pool=default")["state"] == "returned")
+    assert told(fleet, "/rollout")["reason"] == "aborted by the operator"
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({}, "say at least one of pool, image, command, environment"),
+        ({"command": []}, "command: expected at least 1"),
+        ({"command": ["python", 1]}, "command[1]: expected a text"),
+        ({"command": ["python", "x.py"]}, "say {port} where the program gets its port"),
+        ({"command": ["no-such-program", "{port}"]}, 'there is no program "no-such-program"'),
+        ({"environment": {"A": None}}, "environment.A: expected a text"),
+        ({"image": "app:2"}, "a process is made of a command"),
+    ],
+)
+def test_no_version_that_nothing_can_be_made_of(
+    fleet: AdminServer, said: dict[str, Any], problem: str
+) -> None:
+    found = ask_admin(fleet, "POST", "/rollout", json=said)
+    assert found.status_code == 422
+    assert problem in found.json()["error"]
+
+
+def test_pools_whose_targets_are_not_made_are_neither_scaled_nor_rolled_out(
+    admin: AdminServer,
+) -> None:
+    for method, path, said in (
+        ("POST", "/scale", {"count": 1}),
+        ("POST", "/rollout", {"image": "x"}),
+        ("PATCH", "/rollout", {"action": "abort"}),
+        ("GET", "/rollout", None),
+    ):
+        found = ask_admin(admin, method, path, json=said)
+        assert (found.status_code, found.json()["error"]) == (404, "no pool has scaling")
+        where = "?pool=x" if said is None else ""
+        found = ask_admin(admin, method, path + where, json=said and {**said, "pool": "x"})
+        assert found.json()["error"] == 'no pool with scaling is called "x"'

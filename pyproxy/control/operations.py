@@ -104,6 +104,33 @@ class Api:
             self.verbs.remove(id)
         return told({"status": "ok", "action": call.body["action"], "backend": url, "id": id})
 
+    def _scaled(self, name: str) -> Told:
+        """The pool with this name; without one, the first whose targets are made."""
+        for pool in self.verbs.snapshot()["pools"]:
+            if pool["scaling"] and name in ("", pool["name"]):
+                return pool
+        said = f'no pool with scaling is called "{name}"' if name else "no pool has scaling"
+        raise ControlError(404, said)
+
+    def scale(self, call: Call) -> Answer:
+        pool = self._scaled(call.body.get("pool", ""))["name"]
+        return told(self.verbs.scale(call.body["count"], pool))
+
+    def get_rollout(self, call: Call) -> Answer:
+        pool = self._scaled(call.one("pool"))
+        if pool["scaling"]["rollout"] is None:
+            raise ControlError(404, f"there was no rollout of the pool {pool['name']} so far")
+        return told(pool["scaling"]["rollout"])
+
+    def roll_out(self, call: Call) -> Answer:
+        version = dict(call.body)
+        pool = self._scaled(version.pop("pool", ""))["name"]
+        return told(self.verbs.roll_out(version, pool), 202)
+
+    def change_rollout(self, call: Call) -> Answer:
+        pool = self._scaled(call.body.get("pool", ""))["name"]
+        return told(self.verbs.change_rollout(call.body["action"], pool))
+
     def reload(self, call: Call) -> Answer:
         return told({"changes": self.verbs.reload()})
 
@@ -150,9 +177,10 @@ def _matching(pattern: str, expected: str) -> Callable[[str], None]:
 
 _TARGETS = listing(ref("Target"))
 _MISSING = Reply("no such target or pool", ref("Error"))
-_UNFIT = Reply("what is asked for doesn't fit", ref("Error"))
 _CONFLICT = Reply("it can't be done as things are", ref("Error"))
 _ONE = Reply("the target", ref("Target"))
+_SCALING = Reply("the pool's scaling", ref("Scaling"))
+_NO_SCALING = Reply("no such pool, or its targets aren't made", ref("Error"))
 
 OPERATIONS = (
     Operation(
@@ -280,6 +308,45 @@ OPERATIONS = (
             409: _CONFLICT,
         },
         body="Manage",
+    ),
+    Operation(
+        "POST",
+        "/scale",
+        "So many targets of a pool whose targets are made (without a name: of the first such)",
+        Api.scale,
+        {200: _SCALING, 404: _NO_SCALING},
+        body="Scale",
+    ),
+    Operation(
+        "GET",
+        "/rollout",
+        "The rollout that is under way, or the last one",
+        Api.get_rollout,
+        {
+            200: Reply("how it stands", ref("Rollout")),
+            404: Reply("no such pool, or there was none so far", ref("Error")),
+        },
+        (Parameter("pool", "of this pool; without one, of the first whose targets are made"),),
+    ),
+    Operation(
+        "POST",
+        "/rollout",
+        "Begin to make the targets of another version: one new target comes, one old one goes",
+        Api.roll_out,
+        {
+            202: Reply("it has begun", ref("Scaling")),
+            404: _NO_SCALING,
+            409: Reply("one is under way, or this version is there already", ref("Error")),
+        },
+        body="NewVersion",
+    ),
+    Operation(
+        "PATCH",
+        "/rollout",
+        "Hold a rollout, let it go on, or go back to the old version",
+        Api.change_rollout,
+        {200: _SCALING, 404: _NO_SCALING, 409: _CONFLICT},
+        body="RolloutChange",
     ),
     Operation(
         "POST",

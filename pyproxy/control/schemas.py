@@ -187,6 +187,24 @@ CHANGE: Schema = {
 
 MANAGE = record({"pool": TEXT}, action={"type": "string", "enum": ["add", "remove"]}, backend=TEXT)
 
+SCALE = record({"pool": TEXT}, count=WHOLE)
+
+NEW_VERSION: Schema = {
+    **record(
+        {
+            "pool": TEXT,
+            "image": TEXT,
+            "command": {**listing(TEXT), "minItems": 1},
+            "environment": mapping(TEXT),
+        }
+    ),
+    "minProperties": 1,
+}
+
+ROLLOUT_CHANGE = record(
+    {"pool": TEXT}, action={"type": "string", "enum": ["pause", "resume", "abort"]}
+)
+
 # Those that others refer to, by name.
 NAMED: Mapping[str, Schema] = {
     "Error": ERROR,
@@ -206,6 +224,9 @@ NAMED: Mapping[str, Schema] = {
     "NewTarget": NEW_TARGET,
     "Change": CHANGE,
     "Manage": MANAGE,
+    "Scale": SCALE,
+    "NewVersion": NEW_VERSION,
+    "RolloutChange": ROLLOUT_CHANGE,
 }
 
 _TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
@@ -233,12 +254,23 @@ def misfits(schema: Schema, value: Json, path: str = "") -> list[str]:
         least, most = schema.get("minimum"), schema.get("maximum")
         if (least is not None and value < least) or (most is not None and value > most):
             return [f"{where}expected from {least}" + (f" to {most}" if most else " on")]
+    if isinstance(value, list):
+        if len(value) < schema["minItems"]:
+            return [f"{where}expected at least {schema['minItems']}"]
+        below = [misfits(schema["items"], one, f"{path}[{at}]") for at, one in enumerate(value)]
+        return [one for some in below for one in some]
     if isinstance(value, dict):
         return _misfits_of_object(schema, value, path)
     return []
 
 
 def _misfits_of_object(schema: Schema, value: dict[str, Json], path: str) -> list[str]:
+    if "properties" not in schema:  # a mapping
+        below = [
+            misfits(schema["additionalProperties"], one, f"{path}.{key}")
+            for key, one in value.items()
+        ]
+        return [one for some in below for one in some]
     known, found = schema["properties"], []
     for key, below in value.items():
         at = f"{path}.{key}" if path else key
