@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import json
+import shlex
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -219,19 +222,61 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         pids = ", ".join(str(one["pid"]) for one in workers)
         lines.append(f"workers: {pids}" + (f"; started again: {again}" if again else ""))
     if refused := (found.get("settings") or {}).get("error"):
-        at = time.strftime("%H:%M:%S", time.localtime(refused["at"]))
+        at = _clock(refused["at"])
         lines.append(f"settings: refused at {at}, the ones before are in effect")
         lines += [f"  {_plain(one)}" for one in refused["problems"]]
     for pool in found["pools"]:
         waiting = f", {pool['waiting']} waiting" if pool["waiting"] else ""
         lines += ["", f"{pool['name']} ({pool['policy']}{waiting})"]
+        if scaling := pool.get("scaling"):
+            lines += scaling_lines(scaling)
         lines += target_table(pool["targets"])
     if found["events"]:
         lines.append("")
     for event in found["events"][-5:]:
-        at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
-        lines.append(f"{at}  {event['what']} {event['target']}: {_plain(event['reason'])}")
+        told = f"{event['what']} {event['target']}: {_plain(event['reason'])}"
+        lines.append(f"{_clock(event['at'])}  {told}")
     return lines
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def scaling_lines(said: Mapping[str, Any]) -> list[str]:
+    """What is to be known of targets that are made."""
+    phases = [one["phase"] for one in said["instances"]]
+    counts = [f"{phases.count('live')} of {said['wanted']} serve"]
+    counts += [
+        f"{phases.count(one)} {one}" for one in ("starting", "draining", "ending") if one in phases
+    ]
+    by = "" if said["auto"] else ", by hand"
+    lines = [
+        f"  scaling ({said['min']} to {said['max']}{by}): {', '.join(counts)};"
+        f" made of {_plain(said['version'])}"
+    ]
+    for one in said["decisions"][-1:]:
+        change = f"{one['from']} -> {one['to']}: {_plain(one['reason'])}"
+        lines.append(f"  last decision at {_clock(one['at'])}: {change}")
+    if said["problem"]:
+        lines.append(f"  problem: {_plain(said['problem'])}")
+    if rollout := said["rollout"]:
+        lines.append(f"  {_rollout_line(rollout)}")
+    return lines
+
+
+def _rollout_line(said: Mapping[str, Any]) -> str:
+    old, new, why = (_plain(said[key]) for key in ("from", "to", "reason"))
+    done = f"{said['done']} of {said['of']} targets are new"
+    texts = {
+        "running": f"rollout of {new}: {done}",
+        "paused": f"rollout of {new} is paused: {done}",
+        "returning": f"rollout of {new} goes back to {old}: {why}",
+        "finished": f"rollout of {new} has finished",
+        "returned": f"rollout of {new} went back to {old}: {why}",
+        "replaced": f"rollout of {new} was replaced by another",
+    }
+    return texts[said["state"]]
 
 
 @click.command()
@@ -328,6 +373,143 @@ def weight(client: Client, as_json: bool, target: str, weight: int) -> None:
 
 
 @click.command()
+@click.argument("count", type=click.IntRange(0))
+@click.option("--pool", help="Of this pool. [default: the first that has scaling]")
+@talking
+def scale(client: Client, as_json: bool, count: int, pool: str | None) -> None:
+    """Have COUNT targets made, between min and max of the pool's scaling."""
+    found = client.ask("POST", "/scale", json={"count": count, **_of(pool)})
+    show(as_json, found, [f"{found['wanted']} targets are wanted"])
+
+
+def _of(pool: str | None) -> dict[str, Json]:
+    return {"pool": pool} if pool else {}
+
+
+def _variables(
+    context: click.Context, option: click.Parameter, value: Sequence[str]
+) -> dict[str, str]:
+    found = {}
+    for one in value:
+        name, equals, said = one.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f'expected NAME=VALUE, not "{one}"')
+        found[name] = said
+    return found
+
+
+def _words(context: click.Context, option: click.Parameter, value: str | None) -> list[str]:
+    try:
+        return shlex.split(value or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.option("--image", help="The new version: of containers.")
+@click.option(
+    "--command", callback=_words, help='The new version: like "python app.py --port {port}".'
+)
+@click.option(
+    "--env",
+    "environment",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_variables,
+    help="The variables of the new version, instead of those before; may be said several times.",
+)
+@click.option("--pool", help="Of this pool. [default: the first that has scaling]")
+@click.option("--pause", "action", flag_value="pause", help="Hold the one that is under way.")
+@click.option("--resume", "action", flag_value="resume", help="Let it go on.")
+@click.option("--abort", "action", flag_value="abort", help="Go back to the old version.")
+@click.option("--no-wait", is_flag=True, help="Don't follow it to its end.")
+@talking
+def rollout(
+    client: Client,
+    as_json: bool,
+    pool: str | None,
+    action: str | None,
+    no_wait: bool,
+    **said: Json,
+) -> None:
+    """Replace the targets that scaling makes by those of another version, one by one, and follow
+    that to its end.
+
+    Without an option: tell how it stands. The exit status is 1 when the old version came back.
+    """
+    version = {name: one for name, one in said.items() if one}
+    if version and action:
+        raise click.UsageError(f"either a new version or --{action}")
+    if version:
+        found = client.ask("POST", "/rollout", json={**version, **_of(pool)})["rollout"]
+    elif action:
+        found = client.ask("PATCH", "/rollout", json={"action": action, **_of(pool)})["rollout"]
+    else:
+        found = client.ask("GET", "/rollout", params=_of(pool))
+    if no_wait or action == "pause" or not (version or action):
+        show(as_json, found, [_rollout_line(found)])
+        return
+    found = _follow(client, found, pool, as_json)
+    if as_json:
+        show(as_json, found, [])
+    elif found["state"] == "finished":
+        _remind(client, found["to"], pool, "environment" in version)
+    if found["state"] != ("returned" if action == "abort" else "finished"):
+        sys.exit(1)
+
+
+_STEP = 0.25  # seconds between two looks at a rollout
+
+
+def _follow(
+    client: Client, begun: Mapping[str, Any], pool: str | None, silent: bool
+) -> Mapping[str, Any]:
+    """Shows each step of a rollout until it has ended; then how it stands."""
+    found, before = begun, ""
+    try:
+        while True:
+            line = _rollout_line(found)
+            if not silent:
+                _show_step(line, found, is_new=line != before)
+            if found["ended"]:
+                return found
+            before = line
+            threading.Event().wait(_STEP)
+            found = client.ask("GET", "/rollout", params=_of(pool))
+            if found["began"] != begun["began"]:
+                found = {**begun, "state": "replaced", "ended": time.time()}
+    except KeyboardInterrupt:
+        told = "the rollout goes on: `pyproxy rollout` tells how it stands, --abort goes back"
+        click.echo(f"\n{told}", err=True)
+        sys.exit(130)
+
+
+def _show_step(line: str, found: Mapping[str, Any], is_new: bool) -> None:
+    """On a terminal the line is written over and over."""
+    seconds = (found["ended"] or time.time()) - found["began"]
+    told = f"{max(seconds, 0):.0f} s  {line}"
+    if sys.stdout.isatty():
+        fits = told if found["ended"] else told[: shutil.get_terminal_size().columns - 1]
+        click.echo(f"\r\x1b[K{fits}", nl=bool(found["ended"]))
+    elif is_new:
+        click.echo(told)
+
+
+def _remind(client: Client, version: str, pool: str | None, of_more: bool) -> None:
+    """Of settings that say another version: the next start makes theirs."""
+    status, said = client.ask("GET", "/status"), client.ask("GET", "/settings")
+    names = [one["name"] for one in status["pools"] if one["scaling"]]
+    for one in (said, *said["routes"]):
+        name = f"{one.get('host') or ''}{one.get('path', 'default')}"
+        if one["scaling"] and name == (pool or names[0]):
+            there = one["scaling"]["image"] or " ".join(one["scaling"]["command"])
+            if there and (there != version or of_more):
+                file = (status["settings"] or {}).get("file") or "the settings"
+                remedy = "the next start makes these: write the new version there, too"
+                click.echo(f"still in {file}: {_plain(there)}; {remedy}")
+
+
+@click.command()
 @talking
 def reload(client: Client, as_json: bool) -> None:
     """Let the proxy read its settings again."""
@@ -363,5 +545,5 @@ def explain(client: Client, as_json: bool, address: str, **said: Any) -> None:
 
 COMMANDS = (
     *(status, targets, add, remove, drain, maintenance, ready, weight),
-    *(reload, restart, explain),
+    *(scale, rollout, reload, restart, explain),
 )

@@ -6,7 +6,7 @@ from typing import Any
 from pyproxy.errors import ControlError
 from pyproxy.readers import address, few, url_of
 
-Told = Mapping[str, Any]  # a target, as a status tells it
+Told = Mapping[str, Any]  # a target or a pool, as a status tells it
 
 
 def targets_in(status: Mapping[str, Any], pool: str = "") -> list[Told]:

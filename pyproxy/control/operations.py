@@ -106,7 +106,8 @@ class Api:
 
     def _scaled(self, name: str) -> Told:
         """The pool with this name; without one, the first whose targets are made."""
-        for pool in self.verbs.snapshot()["pools"]:
+        pools: list[Told] = self.verbs.snapshot()["pools"]
+        for pool in pools:
             if pool["scaling"] and name in ("", pool["name"]):
                 return pool
         said = f'no pool with scaling is called "{name}"' if name else "no pool has scaling"
