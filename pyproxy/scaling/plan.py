@@ -55,12 +55,14 @@ class Plan:
 def plan(members: Sequence[Member], wanted: int, version: Version, rollout: Rollout | None) -> Plan:
     """``version`` is what there is without a rollout."""
     counted = [one for one in members if not one.lost]
-    if rollout and not rollout.paused:
-        found = (
-            _back(counted, wanted, rollout) if rollout.returning else _on(counted, wanted, rollout)
-        )
+    if rollout is None:
+        found = _keep(counted, wanted, version)
+    elif rollout.paused:  # between two steps there may be one more
+        found = _keep(counted, wanted + (len(counted) == wanted + 1), rollout.old)
+    elif rollout.returning:
+        found = _back(counted, wanted, rollout)
     else:
-        found = _keep(counted, wanted, rollout.old if rollout else version)
+        found = _on(counted, wanted, rollout)
     # What is lost goes when others serve in its place.
     if found.finished or not found.start:
         serving = sum(one.serves for one in counted)
