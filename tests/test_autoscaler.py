@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.scaling.autoscaler import BELIEVED, Decision, Signals, State, decide
+from pyproxy.scaling.load import Load
 from pyproxy.scaling_settings import Scaling
 
 RULES = Scaling(launcher="process")
@@ -22,7 +23,7 @@ FINE = Signals(targets=4, coming=0, rate=10, response_time=0.4, in_flight=1, cpu
 SLOW = replace(FINE, response_time=0.9)
 IDLE = replace(FINE, response_time=0.1, cpu=40)
 
-Load = Callable[[float], float]  # requests a second, at a time in seconds
+Rate = Callable[[float], float]  # requests a second, at a time in seconds
 
 
 def looks(
@@ -264,6 +265,31 @@ def test_an_addition_after_another_teaches_nothing() -> None:
     assert state.limit == math.inf
 
 
+@pytest.mark.parametrize(
+    ("seen", "wanted", "after"),
+    [
+        (SLOW, 4, 5),
+        (SLOW, 5, 5),  # the fifth can't be had
+        (replace(SLOW, coming=1), 5, 5),
+        (IDLE, 4, 3),
+        (replace(IDLE, targets=5), 6, 4),  # the sixth can't be had, and isn't needed any more
+        (replace(FINE, targets=1), 3, 3),  # min: two can't be had
+        (replace(FINE, targets=1, coming=1), 3, 3),
+        (replace(FINE, targets=7), 6, 6),  # max: one is about to go
+        (FINE, 5, 5),
+    ],
+)
+def test_what_can_not_be_had_is_not_asked_for_again_and_again(
+    seen: Signals, wanted: int, after: int
+) -> None:
+    rules = replace(RULES, min=3, max=6, interval=1, cooldown=0)
+    load = Load("default")
+    found = wanted
+    for _ in range(2):  # so many looks does it take
+        found = load.decide(rules, seen, found)
+    assert found == after
+
+
 # For all signals
 
 AMOUNT = st.none() | st.floats(0, 1000)
@@ -346,7 +372,7 @@ class Queues:
         self._cpu = cpu
         self._backlog = 0.0
 
-    def look(self, load: Load, now: float, interval: float, targets: int) -> Signals:
+    def look(self, load: Rate, now: float, interval: float, targets: int) -> Signals:
         servers = targets * self._at_once
         capacity = servers / self._service
         rate = load(now)
@@ -381,7 +407,7 @@ class Events:
         self._under_way: list[tuple[float, float]] = []  # end, and how long it will have taken
         self._next = 0.0
 
-    def look(self, load: Load, now: float, interval: float, targets: int) -> Signals:
+    def look(self, load: Rate, now: float, interval: float, targets: int) -> Signals:
         wanted = targets * self._at_once
         while len(self._free) < wanted:
             heapq.heappush(self._free, now - interval)
@@ -415,7 +441,7 @@ Decide = Callable[[Scaling, Signals, State, float], tuple[Decision, State]]
 def simulated(
     rules: Scaling,
     pool: Queues | Events,
-    load: Load,
+    load: Rate,
     hours: float,
     targets: int,
     by: Decide = decide,
@@ -528,7 +554,7 @@ def test_what_was_learned_is_doubted_once_a_day() -> None:
         assert one.at % BELIEVED < 1800
 
 
-def step(low: float, high: float, at: float, until: float = math.inf) -> Load:
+def step(low: float, high: float, at: float, until: float = math.inf) -> Rate:
     return lambda now: high if at < now <= until else low
 
 
@@ -567,7 +593,7 @@ def pareto(mean: float, chance: random.Random) -> Callable[[], float]:
     return lambda: mean * 0.375 * float(chance.paretovariate(1.6))
 
 
-def noisy(rate: float, chance: random.Random) -> Load:
+def noisy(rate: float, chance: random.Random) -> Rate:
     """Another rate at each look, up to 30 % off."""
     return lambda now: rate * chance.uniform(0.7, 1.3)
 

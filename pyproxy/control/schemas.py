@@ -82,6 +82,7 @@ SIGNALS = record(
     response_time=or_null(NUMBER),
     in_flight=NUMBER,
     cpu=or_null(NUMBER),
+    others=WHOLE,
 )
 
 DECISION = record(**{"at": NUMBER, "from": WHOLE, "to": WHOLE, "reason": TEXT})

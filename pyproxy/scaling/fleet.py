@@ -296,7 +296,9 @@ class Fleet:
         self._next_look = now + self._rules.interval
         with self._changed:
             live = self._live()
-            coming = sum(one.phase == "starting" for one in self._made.values())
+            # What fails isn't awaited: others may be needed, or fewer, meanwhile.
+            coming = sum(one.phase == "starting" and not self._fails for one in self._made.values())
+            managed = {one.id for one in self._made.values()}
         targets = self._targets() or {}
         own = {one.id for one in live}
         seen = self._load.look(
@@ -306,6 +308,7 @@ class Fleet:
             coming=coming,
             in_flight=sum(one["in_flight"] for one in targets.values() if one["id"] in own),
             times={one.name: self._processor_time(one) for one in live},
+            others=sum(one["state"] == "live" and id not in managed for id, one in targets.items()),
         )
         if seen and self._rules.auto and not rollout:
             with self._changed:

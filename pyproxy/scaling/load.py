@@ -38,9 +38,11 @@ class Load:
         coming: int,
         in_flight: int,
         times: Mapping[str, float | None],
+        others: int = 0,
     ) -> Signals | None:
         """What there is since the look before; None the first time. ``urls`` are of all targets of
-        the pool, ``times`` the processor time of each that is managed."""
+        the pool, ``times`` the processor time of each that is managed; ``others`` is how many serve
+        that aren't."""
         before, now = self._before, Sample(time.monotonic(), totals)
         self._before = now
         cpu = self._cpu(times, now.now - before.now) if before else None
@@ -62,6 +64,7 @@ class Load:
             response_time=round(micros / 1e6 / answers, 6) if answers > 0 else None,
             in_flight=round(in_flight / targets, 3) if targets else float(in_flight),
             cpu=cpu,
+            others=others,
         )
         return self.signals
 
@@ -85,9 +88,14 @@ class Load:
         return float(self._machine.cpu_percent()) if self._machine else None
 
     def decide(self, rules: Scaling, seen: Signals, wanted: int) -> int:
-        """How many targets there shall be."""
+        """How many targets there shall be, if so many were wanted before. It isn't ever more when
+        those that are wanted can't be had."""
         decision, self._state = decide(rules, seen, self._state, time.monotonic())
-        return self.note(wanted, wanted + decision.change, decision.reason)
+        then = seen.targets + seen.coming + decision.change
+        after = wanted
+        if decision.change:
+            after = max(wanted, then) if decision.change > 0 else min(wanted, then)
+        return self.note(wanted, after, decision.reason)
 
     def note(self, before: int, after: int, reason: str) -> int:
         """Keeps a decision, if it is one."""
