@@ -35,17 +35,12 @@ _FAILED = -1  # stands in the queue for workers that die again and again
 Signals = queue.SimpleQueue[int]
 
 
-def catch_signals(*names: str, also: Callable[[], None] = lambda: None) -> Signals:
-    """Those with these names, as they come; ``also`` is called when one comes."""
+def catch_signals(*names: str) -> Signals:
+    """Those with these names, as they come."""
     signals: Signals = queue.SimpleQueue()
-
-    def catch(number: int, _: object) -> None:
-        signals.put(number)
-        also()
-
     for number, name in SIGNALS.items():
         if name in names:
-            signal.signal(number, catch)
+            signal.signal(number, lambda number, _: signals.put(number))
     return signals
 
 
@@ -61,6 +56,11 @@ def not_for_threads() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def signal_waits() -> bool:
+    """Whether one has come to a thread that is held ``not_for_threads``."""
+    return hasattr(signal, "sigpending") and bool(signal.sigpending() & SIGNALS.keys())
 
 
 def in_background(what: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -95,7 +95,7 @@ class Program:
         logs.configure(settings.log)
         net.raise_file_limit(settings.limits.connections)
         self._tell = tell
-        self._signals = catch_signals(*_NAMES, also=self._hurry)
+        self._signals = catch_signals(*_NAMES)
         self._watcher = watcher
         self._problem = ""
         self._left = left
@@ -104,16 +104,12 @@ class Program:
         else:
             self.runner = Supervisor(settings, self._left, check=check, failed=self._fail)
         control = self.runner.control
+        control.fleets.hurried = signal_waits
         if left.targets is not None:
             control.journal.settle(left.targets, targets_said(settings))
         self._source = control.source = Source(load, self._apply, settings, source)
         if "SIGUSR2" in SIGNALS.values():
             control.restart = lambda: self._signals.put(signal.SIGUSR2)
-
-    def _hurry(self) -> None:
-        """A start doesn't wait for its targets any longer."""
-        if hasattr(self, "runner"):
-            self.runner.control.fleets.hurry()
 
     def _fail(self, problem: str) -> None:
         self._problem = problem

@@ -114,7 +114,6 @@ class Fleet:
         self._away = False  # the launcher doesn't answer
         self._next_look = 0.0
         self._resting = False
-        self._hurried = False
         self._stopping = False
         self._lives: set[threading.Thread] = set()
         self._thread = threading.Thread(
@@ -134,24 +133,20 @@ class Fleet:
         """Begins, in threads of its own."""
         self._thread.start()
 
-    def wait(self, seconds: float) -> None:
-        """Until as many serve as are wanted, something has failed, time is up, or somebody is in a
-        ``hurry``."""
+    def wait(self, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Until as many serve as are wanted, something has failed, time is up, or ``hurried()``."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while not self._settled() and (left := deadline - time.monotonic()) > 0:
+            while not self._settled() and not hurried():
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
                 self._changed.wait(min(left, 0.2))  # a hurry wakes nobody
             serving, wanted = len(self._live()), self._wanted
         if serving < wanted:
             log.warning("scaling %s: %d of %d targets serve so far", self._pool, serving, wanted)
 
-    def hurry(self) -> None:
-        """Has ``wait`` return. Takes no lock: a signal handler may call it."""
-        self._hurried = True
-
     def _settled(self) -> bool:
-        enough = len(self._live()) >= self._wanted
-        return enough or bool(self._problem) or self._hurried or self._stopping
+        return len(self._live()) >= self._wanted or bool(self._problem) or self._stopping
 
     def _live(self) -> list[_Made]:
         return [one for one in self._made.values() if one.phase == "live"]

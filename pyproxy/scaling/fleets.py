@@ -1,7 +1,7 @@
 """Fleets: those of all pools, as the settings say from one reload to the next."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyproxy.errors import ControlError, SettingsError
@@ -43,6 +43,7 @@ class Fleets:
         self._left = dict(left or {})
         self._fleets: dict[str, Fleet] = {}
         self._said: dict[str, Scaling] = {}
+        self.hurried: Callable[[], bool] = lambda: False
 
     def apply(self, settings: Settings) -> None:
         """Those that stay go on with these settings, others begin or end."""
@@ -67,15 +68,11 @@ class Fleets:
         self._said = said
 
     def wait(self) -> None:
-        """Until all targets that are wanted serve, or have failed to, or for half a minute."""
+        """Until all targets that are wanted serve, or have failed to, or ``hurried()``, or for half
+        a minute."""
         deadline = time.monotonic() + _MOST
         for fleet in self._fleets.values():
-            fleet.wait(max(deadline - time.monotonic(), 0.1))
-
-    def hurry(self) -> None:
-        """Has ``wait`` return. May be called by a signal handler."""
-        for fleet in [*self._fleets.values()]:
-            fleet.hurry()
+            fleet.wait(max(deadline - time.monotonic(), 0.1), self.hurried)
 
     def describe(self, pool: str) -> dict[str, Any] | None:
         """In JSON's terms; None if its targets aren't made."""

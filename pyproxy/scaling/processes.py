@@ -216,6 +216,8 @@ def _free_port(wanted: int = 0) -> int:
     the target is there: if another takes it meanwhile, the target ends, and its successor gets
     another one."""
     with socket.socket() as sock:
+        if wanted:  # whose last connections aren't forgotten yet
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", wanted))
         port: int = sock.getsockname()[1]
         return port
