@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from pyproxy import Proxy
+from pyproxy.control.metrics import render
 from pyproxy.control.workers import Supervisor
 from pyproxy.errors import ControlError, SettingsError
 from pyproxy.settings import parse, plain
@@ -443,3 +444,12 @@ def test_verbs_of_scaling_need_a_pool_that_has_it() -> None:
     said = pytest.raises(ControlError, match='no pool with scaling is called "other"')
     with Proxy(scaling=scaling()) as proxy, said:
         proxy.control.scale(2, "other")
+
+
+def test_metrics_tell_how_many_there_are_and_shall_be() -> None:
+    with Proxy(scaling=scaling(min=2)) as proxy:
+        _, text = render(proxy.control)
+    lines = text.decode().splitlines()
+    assert 'pyproxy_scaling_wanted{pool="default"} 2.0' in lines
+    assert 'pyproxy_scaling_targets{phase="live",pool="default"} 2.0' in lines
+    assert 'pyproxy_scaling_failing{pool="default"} 0.0' in lines

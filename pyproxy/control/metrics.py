@@ -13,6 +13,7 @@ from pyproxy import __version__
 from pyproxy.balancing.counters import ACCEPTED, BOUNDS, KINDS, Totals
 from pyproxy.balancing.target import State
 from pyproxy.control.control import Verbs
+from pyproxy.control.schemas import PHASES
 from pyproxy.errors import ControlError
 
 try:
@@ -88,6 +89,7 @@ class Collector:
         yield from _workers(found.get("workers"))
         yield from _settings(found.get("settings"))
         yield from _pools(found["pools"])
+        yield from _scaling(found["pools"])
         yield from _answers(found["pools"], totals)
         yield from _times(found["pools"], totals)
         yield from _events(found["pools"], totals)
@@ -158,6 +160,27 @@ def _pools(pools: list[dict[str, Any]]) -> Iterator["Metric"]:
         for state in State:
             states.add_metric([*labels, state], target["state"] == state)
     yield states
+
+
+def _scaling(pools: list[dict[str, Any]]) -> Iterator["Metric"]:
+    """Of pools whose targets are made."""
+    wanted = GaugeMetricFamily(
+        "pyproxy_scaling_wanted", "Targets that shall be made.", labels=["pool"]
+    )
+    made = GaugeMetricFamily(
+        "pyproxy_scaling_targets", "Targets that have been made.", labels=["pool", "phase"]
+    )
+    failing = GaugeMetricFamily(
+        "pyproxy_scaling_failing", "1 while targets can't be made.", labels=["pool"]
+    )
+    for pool in pools:
+        if told := pool["scaling"]:
+            wanted.add_metric([pool["name"]], told["wanted"])
+            failing.add_metric([pool["name"]], bool(told["problem"]))
+            phases = [one["phase"] for one in told["instances"]]
+            for phase in PHASES:
+                made.add_metric([pool["name"], phase], phases.count(phase))
+    yield from (wanted, made, failing)
 
 
 def _targets(pools: list[dict[str, Any]]) -> Iterator[tuple[list[str], dict[str, Any]]]:

@@ -87,11 +87,13 @@ SIGNALS = record(
 
 DECISION = record(**{"at": NUMBER, "from": WHOLE, "to": WHOLE, "reason": TEXT})
 
+PHASES = ("starting", "live", "draining", "ending")
+
 INSTANCE = record(
     name=TEXT,
     url=or_null(TEXT),
     id=or_null(TEXT),
-    phase={"type": "string", "enum": ["starting", "live", "draining", "ending"]},
+    phase={"type": "string", "enum": [*PHASES]},
     version=TEXT,
     since=NUMBER,
     reason=TEXT,
