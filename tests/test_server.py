@@ -9,8 +9,20 @@ import pytest
 
 from pyproxy import Proxy
 from pyproxy.errors import ListenError, SettingsError
+from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.server import ProxyServer
-from tests.support import Gate, RawTarget, Wire, answer, client, eventually, get, letters, replying
+from tests.support import (
+    DEADLINE,
+    Gate,
+    RawTarget,
+    Wire,
+    answer,
+    client,
+    eventually,
+    get,
+    letters,
+    replying,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -48,7 +60,7 @@ def test_at_the_limit_a_new_connection_waits_for_a_place() -> None:
         for wire in (first, second, third, fourth):
             wire.send(GET)
         for _ in range(2):
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
         with pytest.raises(queue.Empty):
             gate.arrived.get(timeout=0.3)
         assert proxy.connections == 2
@@ -67,7 +79,7 @@ def test_at_the_limit_idle_connections_are_ended_first_the_longest_idle_before()
         for wire in (first, second, third):
             wire.send(GET)
             assert wire.read_message().body == b"a"
-        # Who is still on the way back from its answer would make room by itself.
+        # Who is still on the way back from its answer is not idle yet.
         eventually(lambda: all(one.idle_since for one in proxy._connections._open))
         began = time.monotonic()
         with client(proxy.url) as fourth:
@@ -88,7 +100,7 @@ def test_a_busy_connection_makes_room_after_its_answer_when_others_wait() -> Non
         client(proxy.url) as first,
     ):
         first.send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         with client(proxy.url) as second:
             second.send(GET)
             gate.open.set()
@@ -106,9 +118,9 @@ def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None
             idle.send(GET)
             assert idle.read_message().body == b"x"
             gate.open.clear()
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             busy.send(GET)
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             stopping = threading.Thread(target=proxy.stop)
             stopping.start()
             assert idle.at_end()
@@ -119,14 +131,24 @@ def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None
             reply = busy.read_message()
             assert (reply.body, reply.get("Connection")) == (b"x", "close")
             assert busy.at_end()
-            stopping.join(10)
+            stopping.join(DEADLINE)
             assert not stopping.is_alive()
 
 
 def test_a_request_that_was_on_its_way_when_the_end_began_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pyproxy.connections._BREATH", 20.0)
+    """Also when the thread that has just answered hears of the end before it waits again."""
+    monkeypatch.setattr("pyproxy.connections._BREATH", 2 * DEADLINE)
+    waits = threading.Event()
+    read_head = ProxyHandler.read_head
+
+    def slowly(handler: ProxyHandler) -> tuple[bytes, bytes] | None:
+        if handler.served:
+            assert waits.wait(DEADLINE)
+        return read_head(handler)
+
+    monkeypatch.setattr(ProxyHandler, "read_head", slowly)
     with letters("a") as [target]:
         proxy = Proxy(targets=[target.url])
         proxy.start()
@@ -137,10 +159,11 @@ def test_a_request_that_was_on_its_way_when_the_end_began_is_answered(
             stopping = threading.Thread(target=proxy.stop)
             stopping.start()
             eventually(lambda: server.closing)
+            waits.set()
             wire.send(GET)
             last = wire.read_message()
             assert (last.body, last.get("Connection")) == (b"a", "close")
-            stopping.join(10)
+            stopping.join(DEADLINE)
             assert not stopping.is_alive()
 
 
@@ -151,7 +174,7 @@ def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
         proxy.start()
         with client(proxy.url) as wire:
             wire.send(GET)
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             began = time.monotonic()
             proxy.stop()
             assert time.monotonic() - began < 5
@@ -168,12 +191,12 @@ def test_connections_in_the_backlog_are_served_when_it_stops() -> None:
         wires = [client(proxy.url) for _ in range(3)]
         for wire in wires:
             wire.send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         stopping = threading.Thread(target=proxy.stop)
         stopping.start()
         gate.open.set()
         assert [wire.read_message().body for wire in wires] == [b"x"] * 3
-        stopping.join(10)
+        stopping.join(DEADLINE)
         for wire in wires:
             wire.close()
 
@@ -192,8 +215,8 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place() -> None:
     with RawTarget(gate) as target, Proxy(targets=[target.url]) as proxy:
         with client(proxy.url) as wire:
             wire.send(GET)
-            gate.arrived.get(timeout=10)
-        eventually(lambda: not proxy.connections, 5)
+            gate.arrived.get(timeout=DEADLINE)
+        eventually(lambda: not proxy.connections)
         assert len(proxy.pool.live) == 1
         gate.open.set()
 
@@ -211,8 +234,8 @@ def test_a_client_that_leaves_during_its_upload_frees_its_place() -> None:
             wire.send(
                 b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 100_000
             )
-            assert got.wait(10)
-        eventually(lambda: not proxy.connections, 5)
+            assert got.wait(DEADLINE)
+        eventually(lambda: not proxy.connections)
         assert len(proxy.pool.live) == 1
 
 
@@ -227,7 +250,7 @@ def test_a_client_that_leaves_during_its_download_frees_its_place() -> None:
         with client(proxy.url) as wire:
             wire.send(GET)
             wire.read_exactly(1000)
-        eventually(lambda: not proxy.connections, 5)
+        eventually(lambda: not proxy.connections)
         assert len(proxy.pool.live) == 1
 
 
@@ -239,7 +262,7 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
     ):
         wire.send(GET)
         eventually(lambda: proxy.connections)
-        eventually(lambda: not proxy.connections, 5)
+        eventually(lambda: not proxy.connections)
         assert len(proxy.pool.live) == 1
 
 
@@ -257,7 +280,7 @@ def test_many_connections_are_served_at_once() -> None:
         for wire in wires:
             wire.send(GET)
         for _ in wires:
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
         gate.open.set()
         assert [wire.read_message().body for wire in wires] == [b"x"] * 100
         for wire in wires:

@@ -243,9 +243,9 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         if not buffer:
             self._idle_since = time.monotonic()
             if self.served:
+                # Also in a hurry: the client has been told that it may send another request, and
+                # `Connections` gives that one the time to come.
                 self.set_patience(self.server.timeouts.keep_alive)
-                if self.server.hurry:
-                    return None
             try:
                 buffer = self._first_bytes()
             except OSError:  # its time is over, or the client is gone
