@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support import DEADLINE
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -29,7 +31,7 @@ def no_leaked_threads() -> Iterator[None]:
     """A test that leaves a thread behind fails."""
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + DEADLINE
     while left := [thread for thread in threading.enumerate() if thread not in before]:
         assert time.monotonic() < deadline, f"threads left behind: {left}"
         time.sleep(0.01)

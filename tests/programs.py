@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.support import DEADLINE
+
 ROOT = Path(__file__).parents[1]
 NOWHERE = Path(__file__).parent  # a folder without an appsettings.json
-DEADLINE = 30.0  # seconds; a start takes 0.2 on an idle machine, and the machine may be busy
 
 
 def _command(arguments: Sequence[str], prefix: Sequence[str]) -> list[str]:

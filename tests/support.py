@@ -14,7 +14,9 @@ from typing import Any, Self
 
 from pyproxy.balancing.target import Target
 
-DEADLINE = 10.0  # seconds for anything that must happen
+# Seconds for anything that must happen, however busy the machine. Less than `timeouts.drain`: what
+# ends only because that breaks it off is too late.
+DEADLINE = 25.0
 
 
 def eventually(condition: Callable[[], object], seconds: float = DEADLINE) -> None:

@@ -27,6 +27,7 @@ from pyproxy.sockets import bind
 from tests.admin import admin_of, ask_admin
 from tests.fleets import made, needs_fork, version
 from tests.support import (
+    DEADLINE,
     Message,
     RawTarget,
     Wire,
@@ -614,7 +615,7 @@ def test_stopping_ends_idle_connections_and_finishes_what_is_under_way(
 
     def slow(self: Api, call: Call) -> Answer:
         arrived.set()
-        assert go.wait(10)
+        assert go.wait(DEADLINE)
         raise ControlError(409, "late")
 
     monkeypatch.setattr(Control, "settings", lambda self: slow(admin.api, Call()))
@@ -622,13 +623,13 @@ def test_stopping_ends_idle_connections_and_finishes_what_is_under_way(
         idle.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.read_message().status == 200
         busy.send(b"GET /settings HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert arrived.wait(10)
+        assert arrived.wait(DEADLINE)
         stopping = threading.Thread(target=admin.stop)
         stopping.start()
         assert idle.at_end()
         go.set()
         assert busy.read_message().status == 409
-        stopping.join(10)
+        stopping.join(DEADLINE)
     with pytest.raises(OSError):
         client(admin.url)
 

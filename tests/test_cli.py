@@ -17,8 +17,9 @@ import pytest
 
 from pyproxy import __version__
 from pyproxy.settings import options, plain
-from tests.programs import DEADLINE, ROOT, program, run
+from tests.programs import ROOT, program, run
 from tests.support import (
+    DEADLINE,
     Gate,
     Message,
     RawTarget,

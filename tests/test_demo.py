@@ -21,8 +21,8 @@ from pyproxy.balancing.target import Target
 from pyproxy.lab.demo import PHASES, Story
 from pyproxy.lab.demo_scaling import CLIENTS, ScalingStory, clients_at
 from pyproxy.lab.spamer import Answer
-from tests.programs import DEADLINE, NOWHERE, Program, environment, heeding_interrupts, program
-from tests.support import RawTarget, eventually, get
+from tests.programs import NOWHERE, Program, environment, heeding_interrupts, program
+from tests.support import DEADLINE, RawTarget, eventually, get
 
 ENDLESS = ("demo", "--before", "600")
 EVEN = ("--sleeping", "0.3", "--interval", "0.02")

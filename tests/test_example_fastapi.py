@@ -106,7 +106,7 @@ def test_a_copy_is_killed_and_started_again_and_no_answer_fails(
         copies[killed].kill()
         assert {answering_port() for _ in range(12)} == set(copies) - {killed}
         with copy_on(killed):
-            eventually(lambda: answering_port() == killed, 30)
+            eventually(lambda: answering_port() == killed)
             assert {answering_port() for _ in range(6)} == set(copies)
 
 
@@ -142,7 +142,7 @@ def test_run_starts_a_copy_on_each_port_of_the_settings_and_ctrl_c_ends_them_all
             words = (line.partition("running on http://127.0.0.1:")[2] for line in running.stderr)
             return {int(word.split()[0]) for word in words if word}
 
-        eventually(lambda: len(ports()) == 3, 30)
+        eventually(lambda: len(ports()) == 3)
         for port in ports():
             answer = get(f"http://127.0.0.1:{port}", "/getInfo")
             assert json.loads(answer.body) == {"message": "necessary info", "port": str(port)}

@@ -92,7 +92,7 @@ def test_a_stopped_target_costs_one_request_the_timeout_and_comes_back(
     assert told(proxy, "restored") == []
 
     targets[stopped].send(signal.SIGCONT)
-    eventually(lambda: told(proxy, "restored"), 30)
+    eventually(lambda: told(proxy, "restored"))
     assert names(ask(proxy, 6)) == set(ORDINARY)
 
 
@@ -105,7 +105,7 @@ def test_the_backup_serves_while_all_three_are_down(
     assert names(ask(proxy, 10)) == {BACKUP}
     first = ORDINARY[0]
     with target(first, port_of(targets[first])):
-        eventually(lambda: told(proxy, "restored"), 30)
+        eventually(lambda: told(proxy, "restored"))
         assert names(ask(proxy, 6)) == {first}
         targets[BACKUP].kill()
         assert names(ask(proxy, 3)) == {first}

@@ -12,6 +12,7 @@ import requests
 from pyproxy import Proxy
 from tests.programs import program
 from tests.support import (
+    DEADLINE,
     Message,
     RawTarget,
     Wire,
@@ -52,7 +53,7 @@ def test_spreads_requests_evenly_in_turn() -> None:
 
 def test_is_used_from_python_in_two_lines() -> None:
     with letters("a") as [target], Proxy(targets=[target.url]) as proxy:
-        assert requests.get(proxy.url, timeout=5).text == "a"
+        assert requests.get(proxy.url, timeout=DEADLINE).text == "a"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_carries_bodies_of_any_size_both_ways(body: bytes, chunked: bool) -> Non
         with requests.Session() as session:
             for _ in range(2):
                 sent = iter(pieces) if chunked else body
-                assert session.post(proxy.url, data=sent, timeout=10).content == body
+                assert session.post(proxy.url, data=sent, timeout=DEADLINE).content == body
         assert [request.body for request in target.requests] == [body, body]
         assert target.connections == 1, "kept alive on both sides"
 
@@ -293,7 +294,7 @@ def test_passes_events_on_as_they_are_sent() -> None:
         wire.read_message()
         wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
         wire.send(b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
-        assert told.wait(10)
+        assert told.wait(DEADLINE)
         wire.send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
 
     with proxied(serve) as (proxy, _), client(proxy.url) as wire:
@@ -327,7 +328,7 @@ def test_relays_an_early_answer_to_an_upload_that_nobody_reads() -> None:
     def serve(target: RawTarget, wire: Wire) -> None:
         wire.read_head()
         wire.send(answer(b"too much", status="413 Content Too Large"))
-        stop.wait(10)
+        stop.wait(DEADLINE)
 
     with proxied(serve) as (proxy, _), client(proxy.url) as wire:
         wire.send(

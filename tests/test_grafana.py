@@ -14,8 +14,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from tests.programs import DEADLINE, Program, command
-from tests.support import closed_port, eventually, get, letters
+from tests.programs import Program, command
+from tests.support import DEADLINE, closed_port, eventually, get, letters
 from tests.test_metrics import value
 from tests.test_program import Served, admin, needs_fork
 

@@ -29,6 +29,7 @@ from tests.http2_client import (
     no_leaked_descriptors,
 )
 from tests.support import (
+    DEADLINE,
     Gate,
     Message,
     RawTarget,
@@ -117,7 +118,7 @@ def test_httpx_has_many_requests_on_one_connection() -> None:
     bodies = [str(number).encode() * 1000 for number in range(30)]
 
     async def talk(url: str) -> list[httpx.Response]:
-        async with httpx.AsyncClient(http1=False, http2=True, timeout=10) as session:
+        async with httpx.AsyncClient(http1=False, http2=True, timeout=DEADLINE) as session:
             return await asyncio.gather(*(session.post(url, content=body) for body in bodies))
 
     with proxied(echo) as (proxy, target):
@@ -184,7 +185,7 @@ def test_bodies_pass_with_and_without_a_known_length(size: int, known: bool) -> 
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     with proxied(echo) as (proxy, target), httpx.Client(http1=False, http2=True) as session:
         content = body if known else iter([body[:100], body[100:]])
-        reply = session.post(proxy.url, content=content, timeout=10)
+        reply = session.post(proxy.url, content=content, timeout=DEADLINE)
         assert reply.content == body
         length = target.requests[0].get("Content-Length")
         assert length == (str(size) if known else None)
@@ -207,7 +208,7 @@ def test_an_answer_waits_for_the_end_of_a_complete_body(size: int) -> None:
         one.sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             one.await_head()
-        one.sock.settimeout(10)
+        one.sock.settimeout(DEADLINE)
         one.data(1, b"", end=True)
         reply = one.answer()
         assert (reply.body, reply.reset) == (bytes(size), None)
@@ -247,7 +248,7 @@ def test_a_long_body_streams_while_the_client_still_sends() -> None:
     with asked(serve, retry={"max_body": 10}) as (one, _):
         one.headers(1, one.head(method="POST"), end=False)
         one.data(1, b"x" * 20 + b"first")
-        assert arrived.wait(10)
+        assert arrived.wait(DEADLINE)
         one.data(1, b"second", end=True)
         assert one.answer().body == b"done"
 
@@ -520,7 +521,7 @@ def test_a_reset_by_the_client_stops_the_work() -> None:
         one.ask()
         eventually(lambda: target.requests)
         one.reset(1)
-        assert ended.wait(5)
+        assert ended.wait(DEADLINE)
 
 
 def test_a_client_that_goes_stops_the_work() -> None:
@@ -535,7 +536,7 @@ def test_a_client_that_goes_stops_the_work() -> None:
         with Http2Client(proxy.url) as one:
             one.ask()
             eventually(lambda: target.requests)
-        assert ended.wait(5)
+        assert ended.wait(DEADLINE)
         eventually(lambda: not proxy.connections)
 
 
@@ -579,7 +580,7 @@ def test_a_drain_says_goaway_and_finishes_the_streams() -> None:
         gate.open.set()
         assert one.answer(1).body == b"x"
         assert one.end() == NO_ERROR
-        stopping.join(5)
+        stopping.join(DEADLINE)
         assert not stopping.is_alive()
         assert len(target.requests) == 1
 
@@ -592,7 +593,7 @@ def asked_of_stopped(gate: Gate) -> Iterator[tuple[Proxy, Http2Client, RawTarget
         proxy.start()
         with Http2Client(proxy.url) as one:
             one.ask()
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             yield proxy, one, target
 
 
@@ -603,7 +604,7 @@ def test_a_drain_that_takes_too_long_breaks_off() -> None:
         stopping = threading.Thread(target=proxy.stop, args=(0.3,))
         stopping.start()
         one.end()
-        stopping.join(10)
+        stopping.join(DEADLINE)
         assert not stopping.is_alive()
         assert time.monotonic() - began < 5
         gate.open.set()
@@ -642,7 +643,7 @@ def test_streams_of_a_client_that_says_goaway_are_finished() -> None:
     gate = Gate()
     with asked(gate) as (one, _):
         one.ask()
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         one.send(GoAwayFrame(0, 0, NO_ERROR))
         gate.open.set()
         assert one.answer().body == b"x"

@@ -36,7 +36,7 @@ from tests.http2_client import (
     no_leaked_descriptors,
     raw_frame,
 )
-from tests.support import Gate, Message, RawTarget, answer, eventually, replying
+from tests.support import DEADLINE, Gate, Message, RawTarget, answer, eventually, replying
 
 NO_GOAWAY = None
 
@@ -558,7 +558,7 @@ def test_a_section_that_drips_is_too_slow() -> None:
                 one.sock.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
                     one.read()
-                one.sock.settimeout(10)
+                one.sock.settimeout(DEADLINE)
         assert one.end() == PROTOCOL_ERROR
         assert time.monotonic() - began < 4
 

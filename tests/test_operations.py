@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.programs import DEADLINE, Program, program, run
-from tests.support import Load, eventually, letters
+from tests.programs import Program, program, run
+from tests.support import DEADLINE, Load, eventually, letters
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

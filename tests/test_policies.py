@@ -37,7 +37,7 @@ from pyproxy.balancing.target import State, Target
 from pyproxy.errors import AllBusy, EmptyRing, Overloaded, SettingsError
 from pyproxy.settings import parse
 from tests.programs import ROOT, environment
-from tests.support import Ask, make_target, run_together
+from tests.support import DEADLINE, Ask, make_target, run_together
 
 IN_TURN = ["hash_ring", "round_robin", "weighted_round_robin"]
 BY_WEIGHT = [*IN_TURN, "weighted_least_connections", "random", "power_of_two_choices"]
@@ -732,7 +732,7 @@ def test_a_function_that_fails_in_many_threads_is_told_of_once(
     together = threading.Barrier(8)
 
     def fail(request: Asked, targets: Targets) -> Target:
-        together.wait(10)
+        together.wait(DEADLINE)
         raise ValueError("all at once")
 
     pool = function_pool(fail)
@@ -1012,7 +1012,7 @@ def test_limits_hold_and_everybody_is_served_in_many_threads(name: str) -> None:
                 target: Target | None = pool.pick(ask)
             except AllBusy:
                 place = pool.queue_up(ask)
-                assert place.called.wait(10)
+                assert place.called.wait(DEADLINE)
                 target = place.target
             assert target
             if target.in_flight > 2:

@@ -23,8 +23,8 @@ from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.settings import parse
 from pyproxy.sockets import Sockets
-from tests.programs import DEADLINE, Program, command, program
-from tests.support import Gate, Load, RawTarget, client, eventually, get, letters
+from tests.programs import Program, command, program
+from tests.support import DEADLINE, Gate, Load, RawTarget, client, eventually, get, letters
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 

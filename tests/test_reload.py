@@ -16,6 +16,7 @@ from pyproxy.balancing.target import State
 from pyproxy.errors import ControlError, ListenError, SettingsError
 from pyproxy.settings import Settings, differences, parse
 from tests.support import (
+    DEADLINE,
     Gate,
     Load,
     RawTarget,
@@ -75,7 +76,7 @@ def test_what_is_under_way_is_finished_where_it_began() -> None:
         client(proxy.url) as wire,
     ):
         wire.send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         proxy.reload(said(targets=[new.url], timeouts={"read": 7}, retry={"attempts": 2}))
         assert bodies(proxy.url, 2) == "nn"
         gate.open.set()
@@ -122,7 +123,7 @@ def test_listeners_open_and_drain(kind: str) -> None:
             url = proxy.urls[1].replace("tcp:", "http:")
             with client(url) as wire:
                 wire.send(GET)
-                gate.arrived.get(timeout=10)
+                gate.arrived.get(timeout=DEADLINE)
                 proxy.reload(parse(first))
                 assert proxy.urls == [before]
                 eventually(lambda: refused(url))
@@ -258,7 +259,7 @@ def test_a_request_under_way_outlives_the_access_log(tmp_path: Path) -> None:
         client(proxy.url) as wire,
     ):
         wire.send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         proxy.reload(said(targets=[target.url]))
         gate.open.set()
         assert wire.read_message().body == b"x"
@@ -294,12 +295,12 @@ def test_a_raised_limit_counts_at_once() -> None:
         wires = [stack.enter_context(client(proxy.url)) for _ in range(3)]
         for wire in wires[:2]:
             wire.send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         eventually(lambda: proxy._connections._waiting)
         proxy.reload(said(targets=[target.url], limits={"connections": 9}))
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         wires[2].send(GET)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         gate.open.set()
         for wire in wires:
             assert wire.read_message().body == b"x"
@@ -411,7 +412,7 @@ def test_what_a_listener_finishes_after_its_end_is_logged_where_the_log_is_then(
         first = parse({"listen": [0, 0], "targets": [target.url], "access_log": log})
         with Proxy(first) as proxy, client(proxy.urls[1]) as wire:
             wire.send(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n")
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             proxy.reload(said(targets=[target.url], access_log=log))
             proxy.reload(said(targets=[target.url], access_log=str(tmp_path / "2")))
             gate.open.set()

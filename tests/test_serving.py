@@ -11,6 +11,7 @@ from pyproxy import Proxy
 from pyproxy.balancing.target import State
 from tests.programs import run
 from tests.support import (
+    DEADLINE,
     Gate,
     Message,
     RawTarget,
@@ -59,7 +60,7 @@ def test_the_least_connections_see_what_is_under_way() -> None:
     ):
         with client(proxy.url) as waiting:
             waiting.send(GET)
-            slow.arrived.get(timeout=10)
+            slow.arrived.get(timeout=DEADLINE)
             assert bodies(proxy.url, 5) == "bbbbb"
             slow.open.set()
             assert waiting.read_message().body == b"s"
@@ -126,7 +127,7 @@ class Asker:
         self._thread.start()
 
     def answer(self) -> Message:
-        found = self._answers.get(timeout=10)
+        found = self._answers.get(timeout=DEADLINE)
         self._thread.join()
         return found
 
@@ -156,7 +157,7 @@ def test_a_full_queue_and_a_wait_too_long_are_answered_with_503() -> None:
         limited = {"url": target.url, "max_connections": 1}
         with Proxy(targets=[limited], queue={"size": 1, "timeout": 0.3}) as proxy:
             served = Asker(proxy.url)
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             waiting = Asker(proxy.url)
             eventually(lambda: proxy.pool.waiting() == 1)
             refused = get(proxy.url)
@@ -175,7 +176,7 @@ def test_a_client_that_leaves_the_queue_takes_no_place() -> None:
         Proxy(targets=[{"url": target.url, "max_connections": 1}]) as proxy,
     ):
         served = Asker(proxy.url)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         with client(proxy.url) as wire:
             wire.send(GET)
             eventually(lambda: proxy.pool.waiting() == 1)
@@ -193,7 +194,7 @@ def test_those_who_wait_learn_that_nobody_is_left() -> None:
         Proxy(targets=[{"url": target.url, "max_connections": 1}], sleeping=60) as proxy,
     ):
         served = Asker(proxy.url)
-        gate.arrived.get(timeout=10)
+        gate.arrived.get(timeout=DEADLINE)
         waiting = Asker(proxy.url)
         eventually(lambda: proxy.pool.waiting() == 1)
         proxy.pool.want(proxy.pool.targets[0], State.MAINTENANCE, "by the test")
@@ -208,7 +209,7 @@ def test_a_full_target_passes_its_requests_to_the_others() -> None:
         limited = {"url": target.url, "max_connections": 1}
         with Proxy(targets=[limited, b.url], policy="first") as proxy:
             served = Asker(proxy.url)
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             assert bodies(proxy.url, 3) == "bbb"
             gate.open.set()
             assert served.answer().body == b"x"

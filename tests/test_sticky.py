@@ -13,6 +13,7 @@ from pyproxy.errors import SettingsError
 from pyproxy.http.message import without_cookie
 from tests.programs import run
 from tests.support import (
+    DEADLINE,
     Ask,
     Gate,
     Message,
@@ -125,12 +126,12 @@ def test_a_client_whose_target_is_full_is_served_by_another_for_once() -> None:
         limited = {"url": a.url, "max_connections": 1}
         with Proxy(targets=[limited, b.url], sticky=STICKY) as proxy, client(proxy.url) as wire:
             wire.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             gate.open.set()
             cookie = bound(wire.read_message())
             gate.open.clear()
             wire.send(b"GET / HTTP/1.1\r\nHost: test\r\n%b\r\n\r\n" % cookie.encode())
-            gate.arrived.get(timeout=10)
+            gate.arrived.get(timeout=DEADLINE)
             other = get(proxy.url, "/", cookie)
             assert (other.body, other.all("Set-Cookie")) == (b"b", [])
             gate.open.set()
