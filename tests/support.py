@@ -4,6 +4,7 @@ import contextlib
 import queue
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,12 +28,25 @@ def eventually(condition: Callable[[], object], seconds: float = DEADLINE) -> No
         time.sleep(0.005)
 
 
-def closed_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
+@contextlib.contextmanager
+def held_port(port: int = 0) -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody listens (0: any). Within the block the system chooses it for
+    nobody else, also not for a client's end; whoever names it can listen there."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        port = sock.getsockname()[1]
+        if sys.platform != "linux":  # nobody could listen there while it is bound
+            sock.close()
+        yield port
+
+
+_held = contextlib.ExitStack()
+
+
+def closed_port() -> int:
+    """The same, until the tests end."""
+    return _held.enter_context(held_port())
 
 
 def reset(sock: socket.socket) -> None:
@@ -205,13 +219,13 @@ class RawTarget:
         self._wires: list[Wire] = []
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket
-        self.port = port
+        self._held = contextlib.ExitStack()  # its port is its own also while it is stopped
+        self.port = self._held.enter_context(held_port(port))
+        self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         self._spawn(self._accept, self._listener)
 
     def _spawn(self, what: Callable[..., None], *arguments: object) -> None:
@@ -236,10 +250,14 @@ class RawTarget:
 
     def stop(self) -> None:
         """As if its process had died: nobody listens, every connection breaks."""
-        for sock in (self._listener, *(wire.sock for wire in self._wires)):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for thread in self._threads[:1]:  # that accepts: from here on no connection is added
+            thread.join(DEADLINE)
+        for wire in self._wires:
+            with contextlib.suppress(OSError):
+                wire.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(DEADLINE)
         for wire in self._wires:
@@ -256,6 +274,7 @@ class RawTarget:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        self._held.close()
 
 
 def replying(response: bytes | Callable[[Message], bytes]) -> Callable[[RawTarget, Wire], None]:
@@ -340,7 +359,8 @@ def run_together(calls: Iterable[Callable[[], object]]) -> None:
 
 
 class Load:
-    """Clients that ask without end, from the start of the block to its end; half of them on
+    """Clients that ask without end, with a short pause between (without one, they would take the
+    processor from what they test), from the start of the block to its end; half of them on
     connections that they keep. As clients do, they send a request again whose kept connection the
     proxy has closed meanwhile (RFC 9112, 9.3.1); all else is a failure."""
 
@@ -358,7 +378,7 @@ class Load:
 
     def _ask(self, keep: bool) -> None:
         wire: Wire | None = None
-        while not self._over.is_set():
+        while not self._over.wait(0.01):
             fresh = wire is None
             try:
                 wire = wire or client(self._url)

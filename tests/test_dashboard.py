@@ -29,7 +29,11 @@ pytestmark = [
 pytest.importorskip("selenium", reason="steers the browser (extra test)")
 
 from selenium import webdriver  # noqa: E402
-from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.common.exceptions import (  # noqa: E402
+    ElementClickInterceptedException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.chrome.options import Options  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -103,7 +107,10 @@ class Page:
         return self.chrome.find_elements("css selector", selector)
 
     def text(self, selector: str) -> str:
-        return self.find(selector).text
+        """Of what may be drawn anew at any moment; nothing while it is not there."""
+        with contextlib.suppress(StaleElementReferenceException, NoSuchElementException):
+            return self.find(selector).text
+        return ""
 
     @property
     def announcement(self) -> str:
@@ -116,21 +123,45 @@ class Page:
     def emulate(self, command: str, **arguments: Any) -> None:
         self.chrome.execute_cdp_cmd(f"Emulation.{command}", arguments)
 
-    def row(self, url: str) -> str:
-        """What the row of a target says."""
-        return next(one.text for one in self.all(".targets tbody tr") if url in one.text)
+    def seen(self, selector: str) -> list[str]:
+        """What those that can be seen say. In one step: none goes while another is read."""
+        found: list[str] = self.run(
+            f"return [...document.querySelectorAll({selector!r})]"
+            ".filter(one => one.checkVisibility()).map(one => one.innerText)"
+        )
+        return found
 
     def says(self, url: str, *words: str) -> None:
-        """Waits until the row of a target has these words."""
-        eventually(lambda: all(word in self.row(url) for word in words))
+        """Waits until the row of a target is there and has these words."""
 
-    def click(self, verb: str, url: str) -> None:
-        self.find(f'button[aria-label^="{verb} {url}"]').click()
+        def said() -> bool:
+            rows = self.seen(".targets tbody tr")
+            return any(url in row and all(word in row for word in words) for row in rows)
+
+        eventually(said)
+
+    def click(self, selector: str) -> None:
+        """As soon as it is there, and nothing is before it, such as a dialog that closes."""
+
+        def clicked() -> bool:
+            with contextlib.suppress(
+                NoSuchElementException,
+                StaleElementReferenceException,
+                ElementClickInterceptedException,
+            ):
+                self.find(selector).click()
+                return True
+            return False
+
+        eventually(clicked)
+
+    def act(self, verb: str, url: str) -> None:
+        """A button of a target."""
+        self.click(f'button[aria-label^="{verb} {url}"]')
 
     def answer(self, button: str) -> None:
         """In the dialog."""
-        assert self.find("dialog").is_displayed()
-        self.find(f"dialog .choice button[type={button}]").click()
+        self.click(f"dialog[open] .choice button[type={button}]")
 
     def press(self, *keys: str) -> None:
         webdriver.ActionChains(self.chrome).send_keys(*keys).perform()
@@ -197,11 +228,11 @@ def test_it_shows_every_pool_and_target_and_what_they_do(page: Page) -> None:
         page.says(a.url, "live", "2 requests", "p50", "p99", "ms", "50%")
         page.says(b.url, "live", "2 requests")
         page.says("http://127.0.0.1:9", "0 requests · backup")
-        assert [one.text for one in page.all("h2 .fold")] == ["default", "/api"]
+        assert page.seen("h2 .fold") == ["default", "/api"]
         assert page.text("#tiles").startswith("Live targets\n3 of 3")
         assert proxy.url in page.text("#facts")
         eventually(lambda: page.run("return document.querySelector('.low').getAttribute('d')"))
-        page.find(".fold").click()
+        page.click(".fold")
         eventually(lambda: page.find(".fold").get_attribute("aria-expanded") == "false")
         assert [one.is_displayed() for one in page.all("table.targets")] == [False, True]
 
@@ -239,24 +270,24 @@ def test_an_eviction_and_the_return_are_seen_within_two_seconds(page: Page) -> N
             get(proxy.url)
             get(proxy.url)
 
-        # The machine may be busy for one of them, not for all.
-        took = [
-            max(seconds(die, "evicted", "connection refused"), seconds(a.start, "live"))
-            for _ in range(3)
-        ]
-        assert min(took) < 2
-        assert f"{a.url} evicted: connect: connection refused" in page.text("#events")
-        assert "restored" in page.announcement
+        # The machine may be busy for some of them, not for all.
+        assert any(
+            max(seconds(die, "evicted", "connection refused"), seconds(a.start, "live")) < 2
+            for _ in range(10)
+        )
+        told = f"{a.url} evicted: connect: connection refused"
+        eventually(lambda: told in page.text("#events"))
+        eventually(lambda: "restored" in page.announcement)
 
 
 def test_a_click_drains_disables_and_enables(page: Page) -> None:
     with shown(page) as ([a, b], proxy, _):
-        page.click("Drain", a.url)
+        page.act("Drain", a.url)
         page.says(a.url, "draining", "by the operator")
         assert {get(proxy.url).body for _ in range(4)} == {b"b"}
-        page.click("Disable", a.url)
+        page.act("Disable", a.url)
         page.says(a.url, "maintenance")
-        page.click("Enable", a.url)
+        page.act("Enable", a.url)
         page.says(a.url, "live")
         assert {get(proxy.url).body for _ in range(4)} == {b"a", b"b"}
         page.says(b.url, "live")
@@ -264,25 +295,25 @@ def test_a_click_drains_disables_and_enables(page: Page) -> None:
 
 def test_what_hurts_is_asked_first(page: Page) -> None:
     with shown(page) as ([a, b], proxy, _):
-        page.click("Remove", a.url)
+        page.act("Remove", a.url)
         page.answer("button")
         assert len(proxy.pool.targets) == 2
-        page.click("Remove", a.url)
+        page.act("Remove", a.url)
         page.answer("submit")
         eventually(lambda: a.url not in page.text("#pools"))
         assert [one.url for one in proxy.pool.targets] == [b.url]
-        page.click("Drain", b.url)
-        assert "the last live target of the pool default" in page.text("dialog")
+        page.act("Drain", b.url)
+        eventually(lambda: "the last live target of the pool default" in page.text("dialog"))
         page.press(Keys.ESCAPE)
         assert proxy.pool.live
-        page.click("Disable", b.url)
+        page.act("Disable", b.url)
         page.answer("submit")
         page.says(b.url, "maintenance")
 
 
 def test_a_target_is_added_and_weighed(page: Page) -> None:
     with shown(page) as ([a, b], proxy, _):
-        page.find(".add").click()
+        page.click(".add")
         page.press(a.url)
         page.answer("submit")
         eventually(lambda: "is in the pool default already" in page.text("dialog"))
@@ -290,7 +321,7 @@ def test_a_target_is_added_and_weighed(page: Page) -> None:
         page.find("dialog [name=url]").send_keys("http://127.0.0.1:9")
         page.answer("submit")
         page.says("http://127.0.0.1:9", "live")
-        page.find(f'button[aria-label^="Weight of {b.url}"]').click()
+        page.act("Weight of", b.url)
         page.press("7")  # what was there is selected
         page.answer("submit")
         eventually(lambda: proxy.pool.targets[1].weight == 7)
@@ -312,7 +343,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
         assert page.run(outline) == "solid"
         page.press(Keys.ENTER)
         page.says(b.url, "draining")
-        assert focused() == f"Enable {b.url}"
+        eventually(lambda: focused() == f"Enable {b.url}")
         page.press(Keys.ENTER)
         page.says(b.url, "live")
         assert len(proxy.pool.live) == 2
@@ -347,7 +378,7 @@ def test_a_wrong_password_shows_nothing_and_is_told(page: Page) -> None:
         page.open(admin.url.replace("//", "//admin:right@"))
         page.says(a.url, "live")
         admin.configure(Admin(password="changed"))
-        page.find(".weight").click()
+        page.click(".weight")
         page.answer("submit")
         eventually(lambda: "The user or the password is not accepted" in page.text("dialog"))
         page.answer("button")
@@ -355,19 +386,19 @@ def test_a_wrong_password_shows_nothing_and_is_told(page: Page) -> None:
         changed = Admin(password="changed")
         stack.enter_context(administered(control, changed, admin.server_port))
         eventually(lambda: "Reload the page to sign in again" in page.text("#told"))
-        assert "Connection lost" in page.text("#connection")
+        eventually(lambda: "Connection lost" in page.text("#connection"))
 
 
 def test_a_lost_connection_is_told_with_the_age_of_the_figures_and_comes_back(page: Page) -> None:
     with letters("a") as [a]:
         with Proxy(targets=[a.url]) as proxy, administered(Control(proxy)) as admin:
             page.open(admin.url)
-            page.click("Disable", a.url)
+            page.act("Disable", a.url)
             page.answer("submit")
             page.says(a.url, "maintenance")
         eventually(lambda: "Connection lost, the figures are 1 sec old" in page.text("#connection"))
         assert page.announcement == "Connection lost"
-        page.click("Enable", a.url)
+        page.act("Enable", a.url)
         eventually(lambda: "The proxy can't be reached" in page.text("#told"))
         # Another process, which knows nothing of what was.
         with Proxy(targets=[a.url]) as new, administered(Control(new), port=admin.server_port):
@@ -406,8 +437,8 @@ def test_markup_is_text(page: Page) -> None:
     with shown(page, "a", lambda proxy: Evil(proxy, **more)):
         for place in (".url", ".why", ".fold", "#events", "#facts", "#refused", "#workers"):
             eventually(lambda place=place: evil in page.text(place))  # type: ignore[misc]
-        page.find(".remove").click()
-        assert evil in page.text("dialog")
+        page.click(".remove")
+        eventually(lambda: evil in page.text("dialog"))
         assert page.run("return [window.broken, document.images.length]") == [None, 0]
 
 
@@ -424,13 +455,14 @@ def test_a_refused_reload_is_told_until_one_is_not(page: Page) -> None:
             return ["sleeping"]
 
     with shown(page, "a", lambda proxy: Reloading(proxy, settings=settings)):
-        page.find("#reload").click()
+        page.click("#reload")
         eventually(lambda: "old ones are in effect" in page.text("#refused"))
         assert all(one in page.text("#refused") for one in problems)
         problems.clear()
-        page.find("#reload").click()
+        page.click("#reload")
         eventually(lambda: not page.find("#refused").is_displayed())
-        assert page.text("#told").startswith("The settings have been read again\nsleeping")
+        said = "The settings have been read again\nsleeping"
+        eventually(lambda: page.text("#told").startswith(said))
 
 
 def test_worker_processes_and_where_they_disagree_are_shown(page: Page) -> None:
@@ -444,7 +476,7 @@ def test_worker_processes_and_where_they_disagree_are_shown(page: Page) -> None:
     workers = [{**worker, "restarts": 3}]
     with shown(page, "a", lambda proxy: Several(proxy, workers=workers)) as ([a], _, _):
         page.says(a.url, "evicted in 1 of 3 workers")
-        assert page.text("#workers tbody") == "2 4711 running 2 hr 3"
+        eventually(lambda: page.text("#workers tbody") == "2 4711 running 2 hr 3")
 
 
 def test_a_target_that_is_to_drain_can_be_enabled_also_while_it_is_evicted(page: Page) -> None:
@@ -455,7 +487,7 @@ def test_a_target_that_is_to_drain_can_be_enabled_also_while_it_is_evicted(page:
         page.says(a.url, "evicted")
         control.drain(target_id("default", a.url))
         page.says(a.url, "evicted", "draining", "Enable")
-        page.click("Enable", a.url)
+        page.act("Enable", a.url)
         page.says(a.url, "evicted", "Drain")
 
 
@@ -497,14 +529,14 @@ def test_it_speaks_russian_to_those_who_do(page: Page) -> None:
         for _ in range(4):
             get(proxy.url)
         page.says(a.url, "работает", "2 запроса", "Вывести")
-        page.click("Вывести", a.url)
+        page.act("Вывести", a.url)
         page.says(a.url, "выводится", "оператором")
         for _ in range(3):
             get(proxy.url)
         page.says(b.url, "5 запросов")
         assert page.find("html").get_attribute("lang") == "ru"
-        page.click("Отключить", b.url)
-        assert "последняя работающая цель пула default" in page.text("dialog")
+        page.act("Отключить", b.url)
+        eventually(lambda: "последняя работающая цель пула default" in page.text("dialog"))
 
 
 def test_a_screen_reader_hears_rows_names_and_changes(page: Page) -> None:
@@ -546,16 +578,27 @@ def test_a_thousand_targets_are_no_burden(page: Page) -> None:
         page.open(stack.enter_context(administered(Busy(proxy))).url)
         eventually(lambda: len(page.all(".targets tbody tr")) == 1000)
 
+        def update() -> list[float]:
+            """When the page was last brought up to date, and how long that took."""
+            found: list[float] = page.run(
+                "return performance.getEntriesByName('update').slice(0, 1)"
+                ".flatMap(one => [one.startTime, one.duration])"
+            )
+            return found
+
         def milliseconds() -> float:
-            begun = page.run("return performance.getEntriesByName('update')[0].startTime")
-            found = "return performance.getEntriesByName('update')[0]?.startTime"
-            eventually(lambda: page.run(found) not in (None, begun))
-            took: float = page.run("return performance.getEntriesByName('update')[0].duration")
-            return took
+            seen: list[list[float]] = [update()]
+
+            def another() -> bool:
+                seen.append(update())
+                return bool(seen[-1]) and seen[-1] != seen[0]
+
+            eventually(another)
+            return seen[-1][1]
 
         # An idle machine needs a twentieth of that.
-        assert min(milliseconds() for _ in range(4)) < 500
+        assert any(milliseconds() < 500 for _ in range(20))
         page.find("#text").send_keys(gate.url)
         eventually(lambda: len(page.all("tbody tr:not([hidden])")) == 1)
-        page.click("Drain", gate.url)
+        page.act("Drain", gate.url)
         eventually(lambda: page.all("tr.draining"))

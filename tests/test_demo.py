@@ -113,7 +113,9 @@ def test_targets_end_with_a_demo_that_can_not_end_them(number: int) -> None:
 
 def test_a_target_that_can_not_be_started_again_ends_the_story() -> None:
     with contextlib.ExitStack() as stack:
-        demo = stack.enter_context(program(*QUICKER))
+        # Long enough down for a busy machine to take the place.
+        story = ("demo", "--before", "0.1", "--down", "3", *EVEN)
+        demo = stack.enter_context(program(*story))
         port = int(demo.wait_for(r"killed http://127\.0\.0\.1:(\d+)")[1])
         stack.enter_context(RawTarget(lambda target, wire: None, port))  # takes its place
         said = demo.wait_for("Traceback|a target didn't start")[0]

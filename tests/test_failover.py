@@ -1,19 +1,22 @@
 """The main promise, under load: targets die and return, and no client notices."""
 
 import itertools
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from tests.programs import program
 from tests.support import Wire, client, closed_port, eventually
 
-SECONDS = 20
+KILLS = 10
 CLIENTS = 32
+POSTERS = CLIENTS // 4
 
 
 class Recorder:
@@ -21,6 +24,7 @@ class Recorder:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.port = closed_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.file = folder / f"{number}.log"
         self.file.touch()
         self.start()
@@ -52,7 +56,7 @@ class Clients:
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        work = [self._post if number % 4 == 3 else self._get for number in range(CLIENTS)]
+        work = [self._post if number < POSTERS else self._get for number in range(CLIENTS)]
         self._threads = [threading.Thread(target=one) for one in work]
         for thread in self._threads:
             thread.start()
@@ -82,9 +86,14 @@ class Clients:
             with self._lock:
                 name = str(next(self._ids))
             head = f"POST / HTTP/1.1\r\nHost: a\r\nX-Id: {name}\r\nContent-Length: 4\r\n\r\nbody"
-            with client(self.url) as wire:
-                wire.send(head.encode())
-                status = wire.read_message().status
+            try:
+                with client(self.url) as wire:
+                    wire.send(head.encode())
+                    status = wire.read_message().status
+            except (OSError, EOFError) as error:
+                with self._lock:
+                    self.failures.append(repr(error))
+                return
             with self._lock:
                 self.posted[name] = status
 
@@ -103,35 +112,39 @@ def test_no_get_fails_and_no_post_arrives_twice_while_targets_die_and_return(
     try:
         for recorder in recorders:
             eventually(recorder.answers)
-        urls = ",".join(f"http://127.0.0.1:{recorder.port}" for recorder in recorders)
+        urls = ",".join(recorder.url for recorder in recorders)
         with program("--listen", "0", "--targets", urls, "--sleeping", "0.2") as proxy:
             clients = Clients(proxy.url)
 
-            def await_told(verb: str, times: int) -> None:
-                eventually(lambda: sum(f" {verb} " in line for line in proxy.stderr) >= times)
+            def told_last(verb: str, url: str) -> bool:
+                told = [
+                    found[1]
+                    for line in proxy.stderr
+                    if (found := re.search(rf" (evicted|restored) {url}:", line))
+                ]
+                return told[-1:] == [verb]
 
-            deadline = time.monotonic() + SECONDS
-            while time.monotonic() < deadline:
+            while not clients.failures and (kills < KILLS or clients.gets < 500):
                 recorder = recorders[kills % 5]
                 recorder.kill()
                 kills += 1
-                await_told("evicted", kills)
+                eventually(partial(told_last, "evicted", recorder.url))
                 time.sleep(0.2)  # under way without it
                 recorder.start()
-                await_told("restored", kills)
+                eventually(partial(told_last, "restored", recorder.url))
             clients.finish()
     finally:
         if clients:
             clients.finish()
         for recorder in recorders:
             recorder.kill()
-    arrived = Counter(name for recorder in recorders for name in recorder.file.read_text().split())
-    assert kills >= 5
     assert clients
     assert clients.failures == []
-    assert clients.gets > 1000
+    arrived = Counter(name for recorder in recorders for name in recorder.file.read_text().split())
     assert max(arrived.values()) == 1
+    assert set(clients.posted.values()) <= {200, 502}
     answered = [name for name, status in clients.posted.items() if status == 200]
     assert all(arrived[name] for name in answered)
-    assert len(answered) > len(clients.posted) * 0.9
-    assert set(clients.posted.values()) <= {200, 502}
+    # A target's end can fail the one that each client was waiting for, no more.
+    assert len(clients.posted) - len(answered) <= kills * POSTERS
+    assert len(answered) > KILLS
