@@ -30,8 +30,8 @@ def eventually(condition: Callable[[], object], seconds: float = DEADLINE) -> No
 
 @contextlib.contextmanager
 def held_port(port: int = 0) -> Iterator[int]:
-    """A port of 127.0.0.1 on which nobody listens (0: any). Within the block the system chooses it for
-    nobody else, also not for a client's end; whoever names it can listen there."""
+    """A port of 127.0.0.1 on which nobody listens (0: any). Within the block the system
+    chooses it for nobody else, also not for a client's end; whoever names it can listen there."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
