@@ -155,7 +155,7 @@ def test_the_shipped_settings_spread_requests_evenly_and_survive_the_loss_of_all
         eventually(lambda: accepts(ports[3]), DEADLINE)
         back = time.monotonic()
         eventually(lambda: get(proxy.url).status == 200)
-        assert time.monotonic() - back < 1
+        assert time.monotonic() - back < 5  # `sleeping` is 10 there
         assert get(proxy.url).get("X-Target") == f"127.0.0.1:{ports[3]}"
         proxy.wait_for(rf"restored http://localhost:{ports[3]}: ")
 
@@ -579,7 +579,7 @@ def test_a_signal_to_spam_prints_the_sum(number: int) -> None:
 def test_a_signal_to_spam_interrupts_a_request_that_hangs() -> None:
     with gated() as (url, gate), program("spam", url) as spam:
         gate.arrived.get(timeout=DEADLINE)
-        assert spam.stop(signal.SIGINT, seconds=5) in (0, 1)
+        assert spam.stop(signal.SIGINT) in (0, 1)
         spam.wait_for(r"^\d requests, \d failed")
 
 

@@ -543,7 +543,7 @@ def test_what_must_come_at_once_may_not_be_slow(data: bytes) -> None:
         began = time.monotonic()
         one.send(data)
         assert one.end() in (PROTOCOL_ERROR, NO_GOAWAY)
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.3 < time.monotonic() - began < 9  # 10 without being told
         assert target.requests == []
 
 
@@ -552,7 +552,7 @@ def test_a_section_that_drips_is_too_slow() -> None:
         one.send(HeadersFrame(1, b"\x82", flags=["END_STREAM"]))
         began = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() - began < 5 and one.goaway is None:
+            while time.monotonic() - began < 9 and one.goaway is None:
                 one.send(ContinuationFrame(1, b""))
                 time.sleep(0.1)
                 one.sock.setblocking(False)
@@ -560,7 +560,7 @@ def test_a_section_that_drips_is_too_slow() -> None:
                     one.read()
                 one.sock.settimeout(DEADLINE)
         assert one.end() == PROTOCOL_ERROR
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 9
 
 
 def test_pings_keep_no_idle_connection() -> None:

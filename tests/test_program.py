@@ -288,7 +288,7 @@ def test_a_worker_that_is_not_wanted_any_more_finishes_what_it_has(folder: Path)
             assert reload(served) == 200
             began = time.monotonic()
             assert len(workers(served)) == 2
-            assert time.monotonic() - began < 10, "nobody waits for those that leave"
+            assert time.monotonic() - began < DEADLINE, "nobody waits for those that leave"
             gate.open.set()
             for wire in wires:
                 assert wire.read_message().body == b"x"
@@ -459,7 +459,7 @@ def test_a_second_signal_ends_workers_at_once(folder: Path) -> None:
             served.wait_for("stopping")
             began = time.monotonic()
             assert served.stop(signal.SIGINT) == 130
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < DEADLINE
         gate.open.set()
 
 
@@ -608,7 +608,7 @@ def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
             os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         assert supervisor.control.snapshot()["pools"], "the third has answered"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9  # 10 without being told
 
         def pids() -> set[int]:
             return {one.process.pid for one in list(supervisor.workers.values())}

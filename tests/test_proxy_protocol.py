@@ -230,10 +230,10 @@ def test_a_header_that_drips_is_cut_off_in_time(kind: str, header: bytes) -> Non
             for at in range(len(header) - 1):
                 wire.send(header[at : at + 1])
                 time.sleep(0.05)
-                if time.monotonic() - began > 2:
+                if time.monotonic() - began > 9:
                     break
         assert wire.at_end()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 9  # 10 without being told
         assert not target.connections
 
 
@@ -254,7 +254,7 @@ def test_stopping_does_not_wait_for_a_header(kind: str) -> None:
             eventually(lambda: proxy.connections)
             began = time.monotonic()
             stack.close()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 9
             assert wire.at_end()
 
 

@@ -85,7 +85,7 @@ def test_at_the_limit_idle_connections_are_ended_first_the_longest_idle_before()
         with client(proxy.url) as fourth:
             fourth.send(GET)
             assert fourth.read_message().body == b"a"
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < DEADLINE
         assert first.at_end()
         for wire in (second, third):
             wire.send(GET)
@@ -177,7 +177,7 @@ def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
             gate.arrived.get(timeout=DEADLINE)
             began = time.monotonic()
             proxy.stop()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < DEADLINE
             assert wire.at_end()
         gate.open.set()
 
@@ -203,11 +203,16 @@ def test_connections_in_the_backlog_are_served_when_it_stops() -> None:
 
 def test_starting_and_stopping_is_quick() -> None:
     with letters("a") as [target]:
-        began = time.monotonic()
-        for _ in range(10):
-            with Proxy(targets=[target.url]):
-                pass
-        assert time.monotonic() - began < 2
+
+        def seconds() -> float:
+            began = time.monotonic()
+            for _ in range(10):
+                with Proxy(targets=[target.url]):
+                    pass
+            return time.monotonic() - began
+
+        # The machine may be busy for some of them, not for all.
+        assert any(seconds() < 2 for _ in range(5))
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_place() -> None:

@@ -182,23 +182,23 @@ def test_a_target_s_reset_resets_the_client() -> None:
 
 
 def test_silence_on_both_sides_ends_a_connection() -> None:
-    with proxied(echo, timeouts={"idle": 0.3}) as (proxy, _), knock(proxy) as wire:
-        for _ in range(4):  # longer than that in all
+    with proxied(echo, timeouts={"idle": 1}) as (proxy, _), knock(proxy) as wire:
+        for _ in range(6):  # longer than that in all
             wire.send(b"a")
             assert wire.read_exactly(1) == b"a"
-            time.sleep(0.1)
+            time.sleep(0.2)
         began = time.monotonic()
         assert wire.at_end()
-        assert 0.1 < time.monotonic() - began < 3
+        assert time.monotonic() - began > 0.5
 
 
 def test_one_side_that_speaks_keeps_a_connection() -> None:
     def serve(target: RawTarget, wire: Wire) -> None:
         for _ in range(8):
             wire.send(b"a")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
-    with proxied(serve, timeouts={"idle": 0.4}) as (proxy, _), knock(proxy) as wire:
+    with proxied(serve, timeouts={"idle": 1}) as (proxy, _), knock(proxy) as wire:
         assert wire.read_to_end() == b"a" * 8
 
 
@@ -327,11 +327,13 @@ def test_at_the_limit_connections_wait_and_silent_ones_are_left_alone() -> None:
 
 
 def test_stopping_ends_idle_connections_and_waits_for_answers() -> None:
+    asked = threading.Event()
     release = threading.Event()
 
     def serve(target: RawTarget, wire: Wire) -> None:
         wire.send(b"a")
         while data := wire.sock.recv(10):
+            asked.set()
             assert release.wait(DEADLINE)
             wire.send(data)
 
@@ -341,8 +343,7 @@ def test_stopping_ends_idle_connections_and_waits_for_answers() -> None:
         with knock(proxy) as idle, knock(proxy) as busy:
             assert idle.read_exactly(1) == busy.read_exactly(1) == b"a"
             busy.send(b"q")
-            eventually(lambda: target.connections == 2)
-            time.sleep(0.1)  # the question is under way by then
+            assert asked.wait(DEADLINE)
             stopping = threading.Thread(target=proxy.stop)
             stopping.start()
             assert idle.at_end()
@@ -365,7 +366,7 @@ def test_stopping_breaks_off_what_does_not_end_in_time() -> None:
             eventually(lambda: target.connections)
             began = time.monotonic()
             proxy.stop()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < DEADLINE
             assert wire.at_end()
 
 

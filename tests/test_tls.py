@@ -244,7 +244,7 @@ def test_changed_certificates_are_read_again_and_bad_ones_are_not(
 def test_a_hundred_stalled_handshakes_delay_nobody(local: tuple[str, str]) -> None:
     with (
         lettered("a") as a,
-        Proxy(targets=[a.url], timeouts={"header": 1}, **over(local)) as proxy,
+        Proxy(targets=[a.url], timeouts={"header": 3}, **over(local)) as proxy,
         contextlib.ExitStack() as stack,
     ):
         address = ("127.0.0.1", int(proxy.url.rpartition(":")[2]))
@@ -255,7 +255,7 @@ def test_a_hundred_stalled_handshakes_delay_nobody(local: tuple[str, str]) -> No
             sock.send(b"\x16\x03\x01\x02\x00\x01\x00"[: at % 8])
         began = time.monotonic()
         assert fetch(proxy.url, trusting(local)).body == b"a"
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 2.7
         assert all(sock.recv(100) == b"" for sock in stalled), "each ends in time"
 
 
@@ -437,7 +437,7 @@ def test_a_target_that_stalls_in_the_handshake_costs_the_connect_timeout() -> No
     ):
         began = time.monotonic()
         assert get(proxy.url).body == b"b"
-        assert 0.2 < time.monotonic() - began < 3
+        assert 0.2 < time.monotonic() - began < 4.5  # 5 without being told
 
 
 def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) -> None:

@@ -214,16 +214,16 @@ def test_a_reset_is_passed_on(who: str) -> None:
 def test_silence_ends_after_the_idle_timeout_of_its_own() -> None:
     with (
         RawTarget(echo) as target,
-        Proxy(targets=[target.url], timeouts={"idle": 0.4, "read": 0.1}) as proxy,
+        Proxy(targets=[target.url], timeouts={"idle": 1, "read": 0.1}) as proxy,
         switched(proxy.url) as wire,
     ):
-        for _ in range(3):
-            time.sleep(0.2)
+        for _ in range(4):
+            time.sleep(0.3)
             wire.send(b"x")
             assert wire.read_exactly(1) == b"x", "not while there are bytes"
         began = time.monotonic()
         wire.read_to_end()
-        assert 0.2 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.5
 
 
 def test_it_counts_as_under_way_while_it_is_open() -> None:
@@ -246,7 +246,7 @@ def test_open_ones_are_ended_on_drain() -> None:
             began = time.monotonic()
             proxy.stop(drain=1)
             assert wire.read_to_end() in (b"", b"goodbye"), "an end, no reset"
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < DEADLINE
 
 
 def test_the_access_log_tells_of_it_at_its_end(tmp_path_factory: pytest.TempPathFactory) -> None:
