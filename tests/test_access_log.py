@@ -377,7 +377,7 @@ def test_a_head_over_the_limit_is_logged_with_its_own_line(logged: Callable[...,
 
 def test_a_slow_head_is_logged_as_far_as_it_came(logged: Callable[..., Logged]) -> None:
     with letters("a") as [target]:
-        log = logged([target], timeouts={"header": 0.2})
+        log = logged([target], timeouts={"header": 0.5})
         with client(log.url) as wire:
             wire.send(b"GET /slow HTT")
             assert wire.read_message().status == 408

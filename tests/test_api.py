@@ -511,7 +511,7 @@ def test_a_hundred_requests_at_once_are_answered(admin: AdminServer) -> None:
 def test_who_sends_half_a_request_or_nothing_is_not_waited_for(
     admin: AdminServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AdminServer, "PATIENCE", 0.3)
+    monkeypatch.setattr(AdminServer, "PATIENCE", 0.6)
     halves = [b"", b"GET", b"GET / HTTP/1.1\r\nHost: loc", b"POST /manage HTTP/1.1\r\n"]
     body = b"POST /manage HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
     for half in (*halves, body):

@@ -634,7 +634,7 @@ def test_a_client_at_the_limit_of_connections_gets_its_place() -> None:
 
 
 def test_an_idle_connection_ends() -> None:
-    with asked(answer("x"), timeouts={"keep_alive": 0.3}) as (one, _):
+    with asked(answer("x"), timeouts={"keep_alive": 0.6}) as (one, _):
         assert one.get().body == b"x"
         assert one.end() == NO_ERROR
 

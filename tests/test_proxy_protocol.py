@@ -224,7 +224,7 @@ def test_a_connection_that_ends_within_its_header_is_closed(kind: str, header: b
 @BOTH
 @pytest.mark.parametrize("header", [LINE, serialise(2, V4)])
 def test_a_header_that_drips_is_cut_off_in_time(kind: str, header: bytes) -> None:
-    with told(kind, timeouts={"header": 0.3}) as (proxy, target), knock(proxy) as wire:
+    with told(kind, timeouts={"header": 0.6}) as (proxy, target), knock(proxy) as wire:
         began = time.monotonic()
         with contextlib.suppress(OSError):
             for at in range(len(header) - 1):

@@ -9,6 +9,7 @@ import pytest
 
 from pyproxy import Proxy
 from tests.support import (
+    DEADLINE,
     RawTarget,
     Wire,
     answer,
@@ -82,12 +83,13 @@ FAULTS: dict[str, tuple[Serve, int]] = {
 @contextlib.contextmanager
 def faulty_then_good(serve: Serve, **settings: Any) -> Iterator[tuple[Proxy, RawTarget, RawTarget]]:
     """The first request goes to a faulty target; another one is good."""
+    read = 0.5 if serve in (never_answer, drip) else DEADLINE
     with (
         RawTarget(serve) as bad,
         lettered("b") as good,
         Proxy(
             targets=[bad.url, good.url],
-            **{"timeouts": {"read": 0.3}, "sleeping": 60, **settings},
+            **{"timeouts": {"read": read}, "sleeping": 60, **settings},
         ) as proxy,
     ):
         yield proxy, bad, good
@@ -309,7 +311,7 @@ def test_a_body_that_stops_coming_is_broken_off() -> None:
     silent = after_request(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", Wire.read_to_end)
     with (
         RawTarget(silent) as target,
-        Proxy(targets=[target.url], timeouts={"read": 0.2}) as proxy,
+        Proxy(targets=[target.url], timeouts={"read": 0.5}) as proxy,
         client(proxy.url) as wire,
     ):
         wire.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -74,7 +74,7 @@ def test_refuses_with_the_exact_status_and_closes(request_bytes: bytes, status: 
 def test_a_head_that_is_too_slow_gets_408() -> None:
     with (
         letters("a") as [target],
-        Proxy(targets=[target.url], timeouts={"header": 0.2}) as proxy,
+        Proxy(targets=[target.url], timeouts={"header": 0.5}) as proxy,
         client(proxy.url) as wire,
     ):
         began = time.monotonic()
@@ -98,7 +98,7 @@ def test_a_body_that_is_too_slow_gets_408() -> None:
 def test_dripping_a_head_does_not_extend_its_time() -> None:
     with (
         letters("a") as [target],
-        Proxy(targets=[target.url], timeouts={"header": 0.3}) as proxy,
+        Proxy(targets=[target.url], timeouts={"header": 0.5}) as proxy,
         client(proxy.url) as wire,
     ):
         began = time.monotonic()
@@ -132,7 +132,7 @@ def test_hundreds_of_slow_senders_delay_nobody() -> None:
 def test_a_connection_that_says_nothing_is_closed_without_an_answer() -> None:
     with (
         letters("a") as [target],
-        Proxy(targets=[target.url], timeouts={"header": 0.2, "keep_alive": 0.2}) as proxy,
+        Proxy(targets=[target.url], timeouts={"header": 0.5, "keep_alive": 0.2}) as proxy,
     ):
         with client(proxy.url) as wire:
             assert wire.read_to_end() == b""

@@ -497,7 +497,7 @@ def test_a_tcp_address_can_speak_tls_for_plain_targets(local: tuple[str, str]) -
     with greeting(b"a") as target:
         entry = {"listen": 0, "targets": [target.port], "tls": True}
         pair = {"certificate": local[0], "key": local[1]}
-        with Proxy(tcp=[entry], tls=pair, timeouts={"header": 0.5}) as proxy:
+        with Proxy(tcp=[entry], tls=pair, timeouts={"header": 3}) as proxy:
             with connect(tcp_url(proxy), trusting(local)) as wire:
                 assert wire.read_exactly(1) == b"a"
                 sending = bytes(size)
@@ -533,7 +533,7 @@ def test_tls_passes_untouched_to_who_has_the_name(folder: Path) -> None:
             {"listen": listen, "server_name": "*.b.test", "targets": [b.port]},
             {"listen": listen, "targets": [other.port]},
         ]
-        with Proxy(tcp=entries, timeouts={"header": 0.5}) as proxy:
+        with Proxy(tcp=entries, timeouts={"header": 1.5}) as proxy:
             assert len(proxy.urls) == 1
             for name, says in (("a.test", b"A"), ("A.test", b"A"), ("x.b.test", b"B")):
                 with connect(tcp_url(proxy), context, name) as wire:
