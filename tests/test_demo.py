@@ -108,7 +108,7 @@ def test_targets_end_with_a_demo_that_can_not_end_them(number: int) -> None:
         ports = ports_of(started(demo))
         demo.send(number)
         demo.process.wait(DEADLINE)
-        eventually(lambda: not [port for port in ports if accepts(port)], DEADLINE)
+        eventually(lambda: not [port for port in ports if accepts(port)])
 
 
 def test_a_target_that_can_not_be_started_again_ends_the_story() -> None:

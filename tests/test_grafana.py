@@ -186,7 +186,7 @@ def test_a_prometheus_scrapes_it_and_answers_each_query_of_the_dashboard(tmp_pat
             found: list[dict[str, Any]] = told["data"]["result"]
             return found
 
-        eventually(lambda: ask("count_over_time(pyproxy_workers[1m]) > 3"), DEADLINE)
+        eventually(lambda: ask("count_over_time(pyproxy_workers[1m]) > 3"))
         assert [one["value"][1] for one in ask("up")] == ["1"]
         ask_some(served)
         eventually(lambda: float(ask("sum(rate(pyproxy_requests_total[1m]))")[0]["value"][1]) > 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyproxy import Proxy
 from pyproxy.errors import BadProxyHeader
 from pyproxy.tcp.proxy_protocol import MOST, SIGNATURE, Addresses, missing, parse, serialise
-from tests.support import DEADLINE, Message, RawTarget, Wire, answer, client, eventually, replying
+from tests.support import Message, RawTarget, Wire, answer, client, eventually, replying
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 V4 = Addresses(("192.0.2.1", 56324), ("198.51.100.7", 443))
@@ -362,6 +362,6 @@ def test_probes_of_such_targets_speak_for_themselves(tcp: bool) -> None:
                 wire.send(GET)
                 assert wire.read_message().status == 503
             target.start()
-            eventually(lambda: proxy.pool.live, DEADLINE)
+            eventually(lambda: proxy.pool.live)
             eventually(lambda: serve.told)
             assert serve.told == [None]
