@@ -108,7 +108,7 @@ def test_curl_speaks_http_2(options: list[str], body: str) -> None:
     with proxied(replying(reply)) as (proxy, _):
         command = ["curl", "-sS", "--http2-prior-knowledge", "-w", "\n%{http_version}"]
         done = subprocess.run(
-            [*command, *options, proxy.url], capture_output=True, text=True, timeout=10
+            [*command, *options, proxy.url], capture_output=True, text=True, timeout=60
         )
     assert done.stdout.endswith(body + "\n2"), done
     assert done.returncode == 0

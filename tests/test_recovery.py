@@ -80,7 +80,7 @@ def test_a_probe_that_hangs_delays_no_other() -> None:
             proxy.pool.evict(target, "by the test")
         began = time.monotonic()
         eventually(lambda: good.url in restored)
-        assert restored[good.url] - began < 2
+        assert restored[good.url] - began < 4.5
         assert [target.url for target in proxy.pool.live] == [good.url]
 
 
