@@ -38,19 +38,13 @@ def no_leaked_threads() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_on_this_machine() -> Iterator[None]:
-    """Of several runs of the tests at once, one at a time is within: for what has fixed ports."""
+def alone_on_this_machine(what: str) -> Iterator[None]:
+    """Of several runs of the tests at once, one at a time is within, for each ``what``."""
     if fcntl is None:
         yield
         return
-    with open(Path(tempfile.gettempdir()) / "pyproxy-tests.lock", "w") as file:
+    with open(Path(tempfile.gettempdir()) / f"pyproxy-tests-{what}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    with alone_on_this_machine():
         yield
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from pyproxy import __version__
 from pyproxy.settings import options, plain
+from tests.conftest import alone_on_this_machine
 from tests.programs import ROOT, program, run
 from tests.support import (
     DEADLINE,
@@ -126,16 +127,17 @@ def test_it_listens_on_every_address(tmp_path: Path) -> None:
         assert [get(url).body for url in found.groups()] == [b"a", b"a"]
 
 
-@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("as_they_stand", [False, True])
 def test_the_shipped_settings_spread_requests_evenly_and_survive_the_loss_of_all_targets(
     tmp_path: Path, as_they_stand: bool
 ) -> None:
-    wanted = ["8001", "8002", "8003", "8004", "8005"] if as_they_stand else ["0"] * 5
-    if taken := [port for port in range(8000, 8006) if as_they_stand and accepts(port)]:
-        pytest.skip(f"the ports of the shipped settings are taken: {taken}")
+    wanted = range(8001, 8006) if as_they_stand else [closed_port() for _ in range(5)]
     with contextlib.ExitStack() as stack:
-        start = [stack.enter_context(program("target", "--port", port)) for port in wanted]
+        if as_they_stand:
+            stack.enter_context(alone_on_this_machine("ports"))
+        if taken := [port for port in range(8000, 8006) if as_they_stand and accepts(port)]:
+            pytest.skip(f"the ports of the shipped settings are taken: {taken}")
+        start = [stack.enter_context(program("target", "--port", str(port))) for port in wanted]
         ports = [port_of(target.url) for target in start]
         if not as_they_stand:
             shipped(tmp_path, ports)

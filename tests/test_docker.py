@@ -83,7 +83,7 @@ def missing() -> str | None:
 
 @pytest.fixture(scope="module")
 def alone_meanwhile() -> Iterator[None]:
-    with alone_on_this_machine():
+    with alone_on_this_machine("docker"):
         yield
 
 
