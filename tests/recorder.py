@@ -21,10 +21,8 @@ class Recorder(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         time.sleep(0.05)
-        self.send_response(200)
-        self.send_header("Content-Length", "13")
-        self.end_headers()
-        self.wfile.write(b"Hello, world!")
+        # In one call: of an answer that has begun, clients would see the end.
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, world!")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

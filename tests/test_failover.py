@@ -77,7 +77,7 @@ class Clients:
                 self.gets += 1
                 if failure:
                     self.failures.append(failure)
-                    return
+                    break
         if wire:
             wire.close()
 
