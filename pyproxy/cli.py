@@ -217,7 +217,11 @@ def _check_again_and_again(config: Path | None, given: dict[str, str | None]) ->
     type=click.IntRange(0, 65535),
     help="The port; 0 lets the system choose.",
 )
-@click.option("--name", help="What the header X-Target says. [default: host:port]")
+@click.option(
+    "--name",
+    help="What the header X-Target says. [default: host:port; this machine's name, if HOST stands "
+    "for all of its addresses]",
+)
 @click.option(
     "--until-eof", is_flag=True, help="End when standard input ends, as when a parent dies."
 )

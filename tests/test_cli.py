@@ -492,6 +492,14 @@ def test_a_target_has_the_name_it_is_given() -> None:
         assert target.stop() == 0
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "0"])
+def test_a_target_on_all_addresses_has_the_name_of_its_machine(host: str) -> None:
+    with program("target", "--host", host, "--port", "0") as target:
+        port = target.url.rpartition(":")[2]
+        assert get(f"http://127.0.0.1:{port}").get("X-Target") == socket.gethostname()
+        assert target.stop() == 0
+
+
 def test_a_target_may_end_with_its_input() -> None:
     with program("target", "--port", "0", "--until-eof") as target:
         assert get(target.url).status == 200

@@ -64,8 +64,9 @@ class HelloServer(ThreadingHTTPServer):
     def __init__(
         self, host: str, port: int, name: str | None = None, delay: float = 0.0, at_once: int = 1
     ) -> None:
-        """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given. Each request
-        takes ``delay`` seconds, and so many are worked on ``at_once``: others wait."""
+        """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given, or this
+        machine's name where ``host`` stands for all of its addresses, as in a container. Each
+        request takes ``delay`` seconds, and so many are worked on ``at_once``: others wait."""
         self.address_family, address = net.resolve_to_listen(host, port)
         try:
             super().__init__(address, HelloHandler)
@@ -73,7 +74,9 @@ class HelloServer(ThreadingHTTPServer):
             raise net.listen_error(host, port, error) from None
         self.delay = delay
         self.room = threading.Semaphore(at_once)
-        self.name = name or f"{host}:{self.server_port}"
+        everywhere = self.server_name in ("0.0.0.0", "::")
+        own = socket.gethostname() if everywhere else f"{host}:{self.server_port}"
+        self.name = name or own
         self.url = f"http://{host}:{self.server_port}"
 
     def server_bind(self) -> None:
