@@ -3,7 +3,7 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY pyproxy/ pyproxy/
-RUN pip install --no-cache-dir --root-user-action=ignore --prefix=/install .
+RUN pip install --no-cache-dir --root-user-action=ignore --prefix=/install ".[metrics]"
 
 FROM python:3.12-slim
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

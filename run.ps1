@@ -75,17 +75,19 @@ function Stop-Program([System.Diagnostics.Process] $Process) {
     }
 }
 
-function Invoke-Compose {
-    docker compose @args
-    if ($LASTEXITCODE -ne 0) { throw "'docker compose $args' ended with exit code $LASTEXITCODE" }
+function Invoke-Docker {
+    docker @args
+    if ($LASTEXITCODE -ne 0) { throw "'docker $args' ended with exit code $LASTEXITCODE" }
 }
 
+# The name of the project, with which the names of its containers begin
 function Find-Docker {
     if (-not (Test-Command 'docker')) { throw 'docker is not on PATH: install Docker, or use -Local' }
     docker compose version *> $null
     if ($LASTEXITCODE -ne 0) { throw "'docker compose' is missing: install its plugin, or use -Local" }
     docker info *> $null
     if ($LASTEXITCODE -ne 0) { throw 'no Docker engine answers: start it, or use -Local' }
+    (Invoke-Docker compose config --format json | ConvertFrom-Json).name
 }
 
 function Find-Python {
@@ -117,12 +119,12 @@ function Start-Server([int] $Port, [string[]] $Arguments = @()) {
 
 function Start-Target([int] $Number) {
     if ($Local) { Start-Server (8000 + $Number) 'target', '--port', (8000 + $Number), '--name', "target$Number" }
-    else { Invoke-Compose start "target$Number" }
+    else { Invoke-Docker start "$project-target-$Number" }
 }
 
 function Stop-Target([int] $Number) {
     if ($Local) { Stop-Program $servers[8000 + $Number] }
-    else { Invoke-Compose stop "target$Number" }
+    else { Invoke-Docker stop "$project-target-$Number" }
 }
 
 # In small steps, because Ctrl+C can't interrupt a single long wait for a process
@@ -135,7 +137,7 @@ function Wait-Spamer([double] $Until) {
 
 Push-Location -LiteralPath $PSScriptRoot
 try {
-    if ($Local) { $python = Find-Python } else { Find-Docker }
+    if ($Local) { $python = Find-Python } else { $project = Find-Docker }
 
     Write-Host 'Starting five targets and the proxy'
     $started = $true
@@ -143,7 +145,7 @@ try {
         foreach ($number in 1..5) { Start-Target $number }
         Start-Server 8000
     }
-    else { Invoke-Compose up --build --wait }
+    else { Invoke-Docker compose up --build --wait }
 
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
     $spam = '-m', 'pyproxy', 'spam', $url, '--interval', "$Interval", '--duration', "$($StopAfter + $StartAfter + $EndAfter)"

@@ -79,7 +79,14 @@ def test_every_parameter_is_explained(text: str) -> None:
 def test_every_function_called_is_defined(text: str) -> None:
     code = without_strings_and_comments(text)
     defined = set(re.findall(r"^function ([\w-]+)", code, re.MULTILINE))
-    own = {"Get-Command", "Start-Sleep", "Write-Host", "Push-Location", "Pop-Location"}
+    own = {
+        "ConvertFrom-Json",
+        "Get-Command",
+        "Start-Sleep",
+        "Write-Host",
+        "Push-Location",
+        "Pop-Location",
+    }
     called = set(re.findall(r"(?<![-\w.])[A-Z][a-z]+-[A-Z]\w+", code))
     assert called - own == defined
 
