@@ -4,6 +4,8 @@ and in a Swarm of one node."""
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -16,6 +18,10 @@ import pytest
 import requests
 
 from tests.conftest import alone_on_this_machine
+from tests.support import eventually
+from tests.test_kubernetes import PASSWORD, the, variables
+from tests.test_kubernetes import container as specified
+from tests.test_kubernetes import settings as specified_settings
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1_000_000
@@ -34,6 +40,7 @@ class Compose:
             "PYPROXY_IMAGE": self.project,
             "PYPROXY_PORT": "0",
             "PYPROXY_SLEEPING": "1",
+            "PYPROXY_CHECKING": "2s",
         }
 
     def docker(self, *arguments: str) -> str:
@@ -64,9 +71,14 @@ class Compose:
         target = self.container("target", number)
         return self.docker("inspect", "--format", "{{.Config.Hostname}}", target)
 
+    def address(self, container: str, port: int) -> str:
+        """Where this machine reaches a port of a container."""
+        published = self.docker("port", container, str(port)).splitlines()[0]
+        return "http://127.0.0.1:" + published.rpartition(":")[2]
+
     @property
     def url(self) -> str:
-        return "http://127.0.0.1:" + self("port", "proxy", "8000").rpartition(":")[2]
+        return self.address(self.container("proxy"), 8000)
 
 
 def missing() -> str | None:
@@ -228,3 +240,157 @@ def test_a_stop_is_answered_at_once_and_with_exit_code_0(
         assert state == "0"
     finally:
         compose.docker("start", container)
+
+
+# docs/clusters.md
+
+PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("docker ")
+]
+
+
+def test_every_command_of_the_page_is_run_here() -> None:
+    run = tuple(re.findall(r'documented\("([^"]+)"', Path(__file__).read_text(encoding="utf-8")))
+    assert COMMANDS
+    assert [line for line in COMMANDS if not line.startswith(run)] == []
+
+
+class Swarm:
+    """The commands of the page, with names of this run for the stack and the image."""
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose = compose
+        self.stack = f"{compose.project}-stack"
+
+    def documented(self, beginning: str) -> str:
+        """Runs the one that begins so, as it stands there."""
+        [command] = [line for line in COMMANDS if line.startswith(beginning)]
+        command = command.replace("pyproxy-lb", self._compose.project)
+        command = re.sub(r"\bpyproxy(?=_|$)", self.stack, command)
+        return self._compose.docker(*shlex.split(self._filled_in(command))[1:])
+
+    def _filled_in(self, command: str) -> str:
+        """What the shell does with $(...)."""
+
+        def said(match: re.Match[str]) -> str:
+            return self._compose.docker(*shlex.split(match[1])[1:])
+
+        return re.sub(r"\$\((.*?)\)", said, command)
+
+    def docker(self, *arguments: str) -> str:
+        return self._compose.docker(*arguments)
+
+    @property
+    def url(self) -> str:
+        return self._compose.address(self.proxy, 8000)
+
+    @property
+    def proxy(self) -> str:
+        return self.docker("ps", "-q", "-f", f"name={self.stack}_proxy")
+
+    def live(self) -> int:
+        status = self.documented("docker exec")
+        return len(re.findall(r"^http://[\d.]+:8000 +live ", status, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def swarm(compose: Compose) -> Iterator[Swarm]:
+    swarm = Swarm(compose)
+    active = compose.docker("info", "--format", "{{.Swarm.LocalNodeState}}") != "inactive"
+    try:
+        swarm.documented("docker compose build")
+        if not active:
+            swarm.documented("docker swarm init")
+        swarm.documented("docker stack deploy")
+        yield swarm
+    finally:
+        swarm.documented("docker stack rm")
+        if not active:
+            swarm.documented("docker swarm leave")
+        label = f"label=com.docker.stack.namespace={swarm.stack}"
+        eventually(lambda: not compose.docker("ps", "-aq", "-f", label), 60)
+
+
+def test_the_proxies_follow_the_scale_of_the_targets_and_no_request_fails(swarm: Swarm) -> None:
+    rows = [line.split() for line in swarm.documented("docker stack services").splitlines()[1:]]
+    assert [row[1:3] for row in rows] == [
+        [f"{swarm.stack}_proxy", "global"],
+        [f"{swarm.stack}_target", "replicated"],
+    ]
+    with Visitor(swarm.url, kept_alive=True) as regular, Visitor(swarm.url, False) as newcomer:
+        swarm.documented("docker service scale")
+        eventually(lambda: swarm.live() == 8, 60)
+        eventually(lambda: min(len(regular.answers), len(newcomer.answers)) >= 8, 30)
+        swarm.docker("service", "scale", f"{swarm.stack}_target=2")
+        eventually(lambda: swarm.live() == 2, 60)
+    assert regular.failures == newcomer.failures == []
+
+
+def test_targets_are_replaced_one_by_one_and_no_request_fails(swarm: Swarm) -> None:
+    targets = swarm.live()
+    swarm.documented("docker build")
+    with Visitor(swarm.url, kept_alive=True) as regular, Visitor(swarm.url, False) as newcomer:
+        eventually(lambda: len(regular.answers) == len(newcomer.answers) == targets, 30)
+        swarm.documented("docker service update")
+        eventually(lambda: len(regular.answers) == len(newcomer.answers) == 2 * targets, 30)
+    assert regular.failures == newcomer.failures == []
+
+
+def test_a_version_that_does_not_start_is_taken_back_and_no_request_fails(swarm: Swarm) -> None:
+    target = f"{swarm.stack}_target"
+    with Visitor(swarm.url, kept_alive=True) as visitor:
+        swarm.docker("service", "update", "-q", "--args", "target --port nonsense", target)
+        update = swarm.docker("service", "inspect", "--format", "{{.UpdateStatus.State}}", target)
+        assert update == "rollback_completed"
+    assert visitor.failures == []
+
+
+def test_the_containers_of_the_kubernetes_example_run(compose: Compose, tmp_path: Path) -> None:
+    """As their manifests say, on this engine."""
+    name = f"{compose.project}-pod"
+    (tmp_path / "appsettings.json").write_text(specified_settings())
+    tmp_path.chmod(0o755)  # to the user in the container
+    hardened = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    common = ["--detach", "--network", name, *hardened]
+    proxy, target = specified("pyproxy"), specified("target")
+    [mount] = proxy["volumeMounts"]
+    [port] = [one["port"] for one in the("Service", "target")["spec"]["ports"]]
+    assert port == target["ports"][0]["containerPort"]
+    compose.docker("network", "create", name)
+    try:
+        aliased = ["--name", f"{name}-target", "--network-alias", "target"]
+        compose.docker("run", *common, *aliased, compose.project, *target["args"])
+        said = [word for key, value in variables().items() for word in ("-e", f"{key}={value}")]
+        said += ["-v", f"{tmp_path}:{mount['mountPath']}:ro", "-p", "8000", "-p", "8404"]
+        compose.docker("run", *common, *said, "--name", name, compose.project, *proxy["args"])
+        inside = {one["name"]: one["containerPort"] for one in proxy["ports"]}
+        url, admin = (compose.address(name, inside[one]) for one in ("http", "admin"))
+
+        def answer(place: str, password: str = "") -> int:
+            auth = ("admin", password) if password else None
+            try:
+                return requests.get(place, auth=auth, timeout=20).status_code
+            except requests.ConnectionError:  # it starts
+                return 0
+
+        for kind in ("livenessProbe", "readinessProbe"):
+            path = proxy[kind]["httpGet"]["path"]
+            eventually(lambda path=path: answer(admin + path) == 200, 60)  # type: ignore[misc]
+        assert answer(url) == 200
+        assert answer(f"{admin}/metrics") == 401
+        assert answer(f"{admin}/metrics", PASSWORD) == 200
+        for one, ran in ((proxy, name), (target, f"{name}-target")):
+            command, seconds = one["lifecycle"]["preStop"]["exec"]["command"]
+            assert int(seconds) > 0
+            compose.docker("exec", ran, command, "0.1")
+        compose.docker("stop", name)
+        state = compose.docker("inspect", "--format", "{{.State.ExitCode}}", name)
+        assert state == "0"
+    finally:
+        for ran in (name, f"{name}-target"):
+            compose.docker("rm", "--force", ran)
+        compose.docker("network", "rm", name)
