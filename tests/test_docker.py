@@ -40,7 +40,6 @@ class Compose:
             "PYPROXY_IMAGE": self.project,
             "PYPROXY_PORT": "0",
             "PYPROXY_SLEEPING": "1",
-            "PYPROXY_CHECKING": "2s",
         }
 
     def docker(self, *arguments: str) -> str:
@@ -137,7 +136,7 @@ class Visitor:
         with requests.Session() as session:
             session.trust_env = False
             headers = {} if self.kept_alive else {"Connection": "close"}
-            while not self._ended.wait(0.01):
+            while not self._ended.wait(0.02):
                 started = time.monotonic()
                 try:
                     response = session.get(self.url, headers=headers, timeout=20)
@@ -323,10 +322,10 @@ def test_the_proxies_follow_the_scale_of_the_targets_and_no_request_fails(swarm:
     ]
     with Visitor(swarm.url, kept_alive=True) as regular, Visitor(swarm.url, False) as newcomer:
         swarm.documented("docker service scale")
-        eventually(lambda: swarm.live() == 8, 60)
-        eventually(lambda: min(len(regular.answers), len(newcomer.answers)) >= 8, 30)
+        eventually(lambda: len(regular.answers) == len(newcomer.answers) == 8, 120)
+        assert swarm.live() == 8
         swarm.docker("service", "scale", f"{swarm.stack}_target=2")
-        eventually(lambda: swarm.live() == 2, 60)
+        eventually(lambda: swarm.live() == 2, 120)
     assert regular.failures == newcomer.failures == []
 
 
@@ -334,9 +333,9 @@ def test_targets_are_replaced_one_by_one_and_no_request_fails(swarm: Swarm) -> N
     targets = swarm.live()
     swarm.documented("docker build")
     with Visitor(swarm.url, kept_alive=True) as regular, Visitor(swarm.url, False) as newcomer:
-        eventually(lambda: len(regular.answers) == len(newcomer.answers) == targets, 30)
+        eventually(lambda: len(regular.answers) == len(newcomer.answers) == targets, 60)
         swarm.documented("docker service update")
-        eventually(lambda: len(regular.answers) == len(newcomer.answers) == 2 * targets, 30)
+        eventually(lambda: len(regular.answers) == len(newcomer.answers) == 2 * targets, 60)
     assert regular.failures == newcomer.failures == []
 
 
