@@ -1,11 +1,14 @@
 """The manifests in examples/kubernetes: by Kubernetes' published schemas, and by what the program
 does with them. No cluster runs here; tests/test_docker.py runs their containers."""
 
+import base64
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,3 +330,36 @@ def test_kubectl_puts_them_together() -> None:
         if one["kind"] == "Deployment":
             images |= {each["image"] for each in one["spec"]["template"]["spec"]["containers"]}
     assert images == {"registry.example.com/pyproxy-lb:1"}
+
+
+PAGE = (FOLDER.parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+
+
+@needs_kubectl
+def test_the_commands_of_the_page_are_right() -> None:
+    """Without a cluster: what would be sent is printed."""
+    create, show = re.findall(r"^kubectl .*", PAGE, re.MULTILINE)
+    made = yaml.safe_load(shell(f"{create} --dry-run=client --validate=false -o yaml"))
+    validate(made, VERSIONS[-1])
+    [one] = container("pyproxy")["env"]
+    secret = one["valueFrom"]["secretKeyRef"]
+    assert made["metadata"]["name"] == secret["name"]
+    assert len(base64.b64decode(made["data"][secret["key"]])) > 40
+    assert shell(show) == kubectl_says("kustomize", str(FOLDER))
+
+
+def shell(command: str) -> str:
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=FOLDER.parents[1],
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
