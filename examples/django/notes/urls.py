@@ -1,0 +1,7 @@
+"""Its only address."""
+
+from django.urls import path
+
+from notes.views import notes
+
+urlpatterns = [path("notes", notes)]

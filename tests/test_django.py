@@ -1,0 +1,425 @@
+"""pyproxy.contrib.django: a real Django project, a PostgreSQL primary and two streaming replicas."""
+
+import contextlib
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from pyproxy import Proxy
+from tests.postgresql import Server, ask, needs_postgresql, primary_with_replicas
+from tests.programs import ROOT, Program, command, program
+from tests.support import closed_port, eventually
+
+pytestmark = needs_postgresql("django")
+
+PROJECT = ROOT / "examples" / "django"
+
+# What scripts begin with. ``at()`` is the port of the server that answers a read.
+PREAMBLE = """
+import json, sys, threading, time
+import django
+from django.conf import settings
+django.setup()
+from django.db import connection, connections, models, router, transaction, OperationalError
+from notes.models import Note
+
+PORT = models.Func(function="inet_server_port", output_field=models.IntegerField())
+
+def at(rows=Note.objects):
+    return rows.annotate(at=PORT).values_list("at", flat=True).first()
+
+def tell(value):
+    print(json.dumps(value), flush=True)
+
+"""
+
+
+class Project:
+    """The example, with the servers of this test."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self.servers = servers
+        self.primary, *self.replicas = servers
+        self.ports = [one.port for one in servers]
+
+    def environment(self, *ports: int) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "POSTGRESQL_PORTS": ",".join(map(str, ports or self.ports)),
+        }
+
+    def manage(self, *words: str, ports: tuple[int, ...] = ()) -> Any:
+        """``manage.py`` with these words, while it runs."""
+        everything = (sys.executable, "manage.py", *words)
+        return command(*everything, cwd=PROJECT, env=self.environment(*ports))
+
+    def run(self, *words: str) -> str:
+        """The same to its end."""
+        with self.manage(*words) as running:
+            assert running.wait() == 0, running.text
+            return running.text
+
+    def script(self, source: str, *ports: int) -> Any:
+        """A Django process that does something, while it runs."""
+        words = (sys.executable, "-W", "error::RuntimeWarning", "-c", PREAMBLE + source)
+        return command(*words, cwd=PROJECT, env=self.environment(*ports))
+
+    def result(self, source: str, *ports: int) -> Any:
+        """What a Django process says of itself, the log having nothing to say."""
+        with self.script(source, *ports) as running:
+            assert running.wait() == 0, running.text
+            assert running.stderr == []
+            return json.loads(running.stdout[-1])
+
+    @contextlib.contextmanager
+    def site(self, *ports: int) -> Iterator[tuple[str, Program]]:
+        """Its web server behind the proxy: the URL, and the server's process."""
+        port = closed_port()
+        words = ("runserver", "--noreload", str(port))
+        with self.manage(*words, ports=ports) as server:
+            server.wait_for("Starting development server")
+            eventually(lambda: _answers(port), 30)
+            with program("--targets", str(port), "--listen", "0") as proxy:
+                yield proxy.url, server
+
+
+def _answers(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/notes", timeout=10).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def project() -> Iterator[Project]:
+    with primary_with_replicas(2) as servers:
+        project = Project(servers)
+        project.run("migrate", "--verbosity", "0")
+        project.result("Note.objects.create(text='first'); tell(0)")
+        for replica in project.replicas:
+            eventually(lambda at=replica.port: _seen(at))
+        yield project
+
+
+def _seen(port: int) -> bool:
+    return ask(port, "select to_regclass('notes_note') is not null") is True and bool(
+        ask(port, "select count(*) from notes_note")
+    )
+
+
+@pytest.fixture
+def first(project: Project) -> Iterator[Server]:
+    """A replica that may be killed: it runs again afterwards."""
+    server = project.replicas[0]
+    yield server
+    with contextlib.suppress(AssertionError):  # it runs
+        server.start()
+    eventually(lambda: ask(server.port, "select 1"))
+
+
+def test_reads_alternate_whatever_kind_they_are(project: Project) -> None:
+    one, two = project.ports[1:]
+    assert project.result("tell([at() for _ in range(6)])") == [one, two] * 3
+    kinds = project.result(
+        """
+rows = Note.objects.annotate(at=PORT)
+read = lambda: [
+    next(rows.iterator()).at,
+    rows.in_bulk([1])[1].at,
+    rows.get(pk=1).at,
+    Note.objects.raw("select *, inet_server_port() as at from notes_note")[0].at,
+    Note.objects.aggregate(at=models.Max(PORT))["at"],
+]
+tell(read() + read())
+"""
+    )
+    assert kinds == [one, two] * 5
+
+
+def test_threads_share_the_turns(project: Project) -> None:
+    reads = project.result(
+        """
+from collections import Counter
+seen = []
+def work():
+    seen.extend(at() for _ in range(25))
+    connections.close_all()
+threads = [threading.Thread(target=work) for _ in range(4)]
+[one.start() for one in threads]
+[one.join() for one in threads]
+tell(Counter(seen))
+"""
+    )
+    assert reads == {str(port): 50 for port in project.ports[1:]}
+
+
+def test_reads_after_a_write_go_to_the_primary_for_a_time(project: Project) -> None:
+    primary, *replicas = project.ports
+    before, after, long, later, raw = project.result(
+        """
+settings.PYPROXY_ROUTER = {"PINNED": 1}
+before = at()
+note = Note.objects.create(text="mine")
+after = [Note.objects.filter(pk=note.pk).exists(), at(), at()]
+time.sleep(1.1)
+with transaction.atomic():
+    note.save()
+    time.sleep(1.1)
+long = at()
+time.sleep(1.1)
+later = at()
+from pyproxy.contrib.django import pin
+with connection.cursor() as cursor:
+    cursor.execute("delete from notes_note where id = %s", [note.pk])
+    pin()
+raw = at()
+tell([before, after, long, later, raw])
+"""
+    )
+    assert before in replicas
+    assert after == [True, primary, primary]
+    assert long == primary, "the time begins after the transaction"
+    assert later in replicas
+    assert raw == primary
+
+
+def test_what_is_pinned_ends_with_the_request(project: Project) -> None:
+    primary, *replicas = project.ports
+    with project.site() as (url, _):
+        for _ in range(2):
+            written = requests.post(f"{url}/notes", "x", timeout=30).json()
+            assert written["from"] == [primary]
+            read = [requests.get(f"{url}/notes", timeout=30).json()["from"][0] for _ in range(4)]
+            assert read in ([*replicas, *replicas], [*replicas[::-1], *replicas[::-1]])
+
+
+def test_in_a_transaction_everything_is_the_primarys(project: Project) -> None:
+    inside, after = project.result(
+        """
+with transaction.atomic():
+    inside = [at(), at()]
+tell([inside, at()])
+"""
+    )
+    assert inside == [project.primary.port] * 2
+    assert after in project.ports[1:], "nothing was written"
+
+
+def test_an_instance_is_followed_where_it_was_read(project: Project) -> None:
+    primary, one, two = project.ports
+    told = project.result(
+        """
+settings.PYPROXY_ROUTER = {"PINNED": 0}
+question = Note.objects.create(text="question")
+answer = Note.objects.create(text="answer", answer_to=question)
+deadline = time.monotonic() + 30
+for alias in "replica1", "replica2":
+    while not Note.objects.using(alias).filter(pk=answer.pk).exists():
+        assert time.monotonic() < deadline
+def followed(alias):
+    found = Note.objects.using(alias).get(pk=answer.pk)
+    return [at(found.answer_to.note_set), found.answer_to._state.db]
+tell({
+    "followed": [followed(alias) for alias in ("replica1", "default", "replica2", "replica1")],
+    "turns": [at() for _ in range(3)],
+    "explicit": [at(Note.objects.using("replica2")) for _ in range(3)],
+
+})
+answer.delete(), question.delete()
+"""
+    )
+    assert told["followed"] == [
+        [one, "replica1"],
+        [primary, "default"],
+        [two, "replica2"],
+        [one, "replica1"],
+    ]
+    assert told["turns"] == [one, two, one], "who follows takes nobody's turn"
+    assert told["explicit"] == [two] * 3
+
+
+def test_other_databases_are_left_to_other_routers(project: Project) -> None:
+    told = project.result(
+        """
+from pyproxy.contrib.django import ReplicaRouter
+ours = ReplicaRouter()
+here, there, new = Note(), Note(), Note()
+here._state.db, there._state.db = "replica1", "legacy"
+primary = Note()
+primary._state.db = "default"
+tell([
+    [ours.db_for_read(Note, instance=there), ours.db_for_write(Note, instance=there)],
+    [ours.db_for_write(Note, instance=here), ours.db_for_write(Note)],
+    [ours.allow_relation(here, primary), ours.allow_relation(here, there)],
+    [ours.allow_migrate(alias, "notes") for alias in ("default", "replica1", "legacy")],
+])
+"""
+    )
+    assert told == [[None, None], ["default"] * 2, [True, None], [None, False, None]]
+
+
+def test_migrations_touch_only_the_primary_and_stream_to_the_replicas(project: Project) -> None:
+    query = "select count(*) from pg_tables where tablename in ('notes_note', 'django_migrations')"
+    for port in project.ports:
+        eventually(lambda at=port: ask(at, query) == 2)
+    assert "No migrations to apply" in project.run("migrate")
+    told = project.result(
+        """
+from django.db.migrations.executor import MigrationExecutor
+tell([router.allow_migrate(alias, "notes") for alias in connections])
+"""
+    )
+    assert told == [True, False, False]
+
+
+def test_a_project_with_replicas_is_tested_as_any_other(project: Project) -> None:
+    assert "Ran 2 tests" in project.run("test")
+
+
+def test_under_asgi_reads_and_writes_go_the_same_ways(project: Project) -> None:
+    primary, one, two = project.ports
+    reads, written, many = project.result(
+        """
+import asyncio
+async def main():
+    rows = Note.objects.annotate(at=PORT)
+    reads = [(await rows.afirst()).at for _ in range(2)]
+    reads += [[row.at async for row in rows][0], [row.at async for row in rows.aiterator()][0]]
+    note = await Note.objects.acreate(text="async")
+    written = (await rows.aget(pk=note.pk)).at
+    await note.adelete()
+    return [reads, written]
+async def one():
+    return [(await Note.objects.annotate(at=PORT).afirst()).at for _ in range(2)]
+async def many():
+    return await asyncio.gather(*(one() for _ in range(5)))
+tell([*asyncio.run(main()), sum(asyncio.run(many()), [])])
+"""
+    )
+    assert reads == [one, two, one, two]
+    assert written == primary
+    assert Counter(many) == {one: 5, two: 5}, "another task's write pins nobody else"
+
+
+class Readers:
+    """Threads that read all the time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: list[tuple[int, int]] = []  # status, who answered
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._read, name=f"reader-{number}") for number in range(6)
+        ]
+
+    def _read(self) -> None:
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                answer = session.get(f"{self.url}/notes", timeout=60)
+                port = answer.json()["from"][0] if answer.ok else 0
+                self.answers.append((answer.status_code, port))
+
+    def more(self, count: int = 60) -> Counter[int]:
+        """Who answers from now on."""
+        before = len(self.answers) + len(self._threads)  # those under way belong to the past
+        eventually(lambda: len(self.answers) >= before + count, 60)
+        return Counter(port for _, port in self.answers[before : before + count])
+
+    def until(self, condition: Callable[[Counter[int]], bool]) -> None:
+        eventually(lambda: condition(self.more()), 60)
+
+    def __enter__(self) -> "Readers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def told_of(server: Program, alias: str, verb: str) -> list[str]:
+    return [line for line in server.stderr if f"{verb} {alias}:" in line]
+
+
+def test_a_replica_is_killed_under_load_and_no_read_fails(project: Project, first: Server) -> None:
+    primary, one, two = project.ports
+    with project.site() as (url, server):
+        with Readers(url) as readers:
+            assert set(readers.more()) == {one, two}
+            first.kill_processes()
+            server.wait_for("evicted replica1: .*(1 of 2 live)")
+            assert set(readers.more()) == {two}
+            first.start()
+            server.wait_for(r"restored replica1: answered a query \(2 of 2 live\)")
+            readers.until(lambda seen: seen.keys() == {one, two})
+        assert {status for status, _ in readers.answers} == {200}
+        assert primary not in {port for _, port in readers.answers}
+        assert len(told_of(server, "replica1", "evicted")) == 1, server.text
+        assert len(told_of(server, "replica1", "restored")) == 1
+
+
+def test_when_all_replicas_are_away_the_primary_serves(project: Project) -> None:
+    primary, one, two = project.ports
+    with project.site() as (url, server):
+        try:
+            with Readers(url) as readers:
+                assert set(readers.more()) == {one, two}
+                for replica in project.replicas:
+                    replica.kill_processes()
+                readers.until(lambda seen: seen.keys() == {primary})
+        finally:
+            for replica in project.replicas:
+                replica.start()
+        for alias in ("replica1", "replica2"):
+            server.wait_for(f"restored {alias}: answered a query")
+        with readers_again(url) as readers_2:
+            readers_2.until(lambda seen: seen.keys() == {one, two})
+        assert {status for status, _ in readers.answers + readers_2.answers} == {200}
+
+
+def readers_again(url: str) -> Readers:
+    return Readers(url)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("kind", ["list(rows)", "list(rows.iterator())"])
+def test_a_query_under_way_is_asked_again_elsewhere(
+    project: Project, first: Server, kind: str, debug: bool
+) -> None:
+    source = f"""
+settings.DEBUG = {debug}
+sleep = models.Func(models.Value(3), function="pg_sleep", output_field=models.TextField())
+rows = Note.objects.annotate(at=PORT, slept=sleep).filter(pk=1)
+tell({kind}[0].at)
+tell(at())
+"""
+    with project.script(source) as running:
+        active = "select count(*) from pg_stat_activity where query like '%pg_sleep(3)%' and "
+        active += "state = 'active' and pid != pg_backend_pid()"
+        eventually(lambda: ask(first.port, active), 30)
+        first.kill_processes()
+        assert running.wait() == 0, running.text
+        assert list(map(json.loads, running.stdout)) == [project.ports[2]] * 2
+        assert len(running.stderr) == 1
+        assert "evicted replica1: connect: " in running.stderr[0]
+
+
+def test_a_restarted_replica_is_not_evicted_for_its_old_connections(
+    project: Project, first: Server
+) -> None:
+    source = "tell([at(), at()]); input(); tell([at(), at()])"
+    with project.script(source) as running:
+        running.wait_for(str(project.ports[2]))
+        first.kill_processes()
+        first.start()
+        running.process.communicate("\n")
+        assert running.stdout[0] == running.stdout[1]
+        assert running.stderr == []
