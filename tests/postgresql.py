@@ -81,7 +81,7 @@ class Server:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= "
-        options += "-c fsync=off -c max_connections=40 -c shared_buffers=16MB"
+        options += "-c fsync=off -c shared_buffers=16MB"
         log = f"{self.folder}.log"
         self.run("pg_ctl", "start", "-w", "-D", self.folder, "-l", log, "-o", options)
 

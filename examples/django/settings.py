@@ -6,6 +6,7 @@ from typing import Any
 SECRET_KEY = "only for this example"
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 INSTALLED_APPS = ["notes"]
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 ROOT_URLCONF = "notes.urls"
 USE_TZ = True
 

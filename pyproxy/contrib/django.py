@@ -89,7 +89,8 @@ def _replicas(said: RouterSettings, databases: dict[str, dict[str, Any]]) -> tup
 
 
 # When the reads of this request (or of this thread, outside of requests) may leave the primary
-# again; infinite after a write that no read has followed yet. asgiref carries it between threads.
+# again; infinite after a write that no read has followed yet. asgiref carries both of these between
+# an event loop and the threads that it lets query.
 _pinned_until = ContextVar("pyproxy_pinned_until", default=-math.inf)
 
 
@@ -115,10 +116,8 @@ class _Read:
         self.tried: Targets = ()
 
 
-class _Local(threading.local):
-    """What belongs to a thread, as Django's connections do."""
-
-    read: _Read | None = None  # that got its replica, and hasn't asked it yet
+# What got its replica, and hasn't asked it yet.
+_waiting: ContextVar[_Read | None] = ContextVar("pyproxy_waiting", default=None)
 
 
 class ReplicaRouter:
@@ -133,7 +132,6 @@ class ReplicaRouter:
         self._primary, self._pinned = said.PRIMARY, said.PINNED
         self._sleeping = said.SLEEPING
         self._ours = {self._primary, *self._replicas}
-        self._local = _Local()
         self._begin()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._begin)  # no thread lives on in a child
@@ -154,7 +152,8 @@ class ReplicaRouter:
         if home == self._primary or self._must_see_writes():
             return self._primary
         # Django asks more than once for some reads: that is one turn, until a statement runs.
-        waiting, self._local.read = self._local.read, None
+        waiting = _waiting.get()
+        _waiting.set(None)  # statements of connecting are none of its
         if home:
             read = _Read()
         elif waiting and waiting.number >= 0:
@@ -162,7 +161,7 @@ class ReplicaRouter:
         else:
             read = _Read(next(self._numbers))
         alias = self._reach(read, home)
-        self._local.read = read
+        _waiting.set(read)
         return alias
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
@@ -230,10 +229,10 @@ class ReplicaRouter:
     def _guard(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         """Around each statement on a replica. One that this router sent there, and that lost its
         connection, is a read that nobody has seen a row of: it is asked again elsewhere."""
-        connection, read = context["connection"], self._local.read
+        connection, read = context["connection"], _waiting.get()
         if not read or not read.target or read.target.url != connection.alias:
             return execute(sql, params, many, context)
-        self._local.read = None
+        _waiting.set(None)
         try:
             return execute(sql, params, many, context)
         except (OperationalError, InterfaceError) as error:
@@ -246,7 +245,7 @@ class ReplicaRouter:
         server_side = getattr(cursor.cursor, "name", None)
         cursor.cursor = (other.chunked_cursor() if server_side else other.cursor()).cursor
         cursor.db = other
-        self._local.read = read
+        _waiting.set(read)
         return cursor.execute(sql, params)
 
     def _elsewhere(self, read: _Read, target: Target, error: Exception) -> str:
