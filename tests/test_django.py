@@ -2,17 +2,24 @@
 
 import contextlib
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.postgresql import Server, ask, needs_postgresql, primary_with_replicas
+from pyproxy import Proxy
+from tests.postgresql import PROGRAMS, USER, Server, ask, needs_postgresql, primary_with_replicas
 from tests.programs import ROOT, Program, command, program
 from tests.support import closed_port, eventually
 
@@ -41,18 +48,15 @@ def tell(value):
 
 
 class Project:
-    """The example, with the servers of this test."""
+    """The example, with the servers of this test, the primary first."""
 
     def __init__(self, servers: list[Server]) -> None:
-        self.servers = servers
-        self.primary, *self.replicas = servers
+        self.replicas = servers[1:]
         self.ports = [one.port for one in servers]
 
     def environment(self, *ports: int) -> dict[str, str]:
-        return {
-            "DJANGO_SETTINGS_MODULE": "settings",
-            "POSTGRESQL_PORTS": ",".join(map(str, ports or self.ports)),
-        }
+        said = ",".join(map(str, ports or self.ports or (5432, 5433, 5434)))
+        return {"DJANGO_SETTINGS_MODULE": "settings", "POSTGRESQL_PORTS": said}
 
     def manage(self, *words: str, ports: tuple[int, ...] = ()) -> Any:
         """``manage.py`` with these words, while it runs."""
@@ -83,7 +87,6 @@ class Project:
         port = closed_port()
         words = ("runserver", "--noreload", str(port))
         with self.manage(*words, ports=ports) as server:
-            server.wait_for("Starting development server")
             eventually(lambda: _answers(port), 30)
             with program("--targets", str(port), "--listen", "0") as proxy:
                 yield proxy.url, server
@@ -164,23 +167,26 @@ def test_reads_after_a_write_go_to_the_primary_for_a_time(project: Project) -> N
     primary, *replicas = project.ports
     before, after, long, later, raw = project.result(
         """
-settings.PYPROXY_ROUTER = {"PINNED": 1}
+import types
+from pyproxy.contrib import django as router
+later = 0
+router.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + later)
+settings.PYPROXY_ROUTER = {"PINNED": 60}
 before = at()
 note = Note.objects.create(text="mine")
 after = [Note.objects.filter(pk=note.pk).exists(), at(), at()]
-time.sleep(1.1)
+later += 61
 with transaction.atomic():
     note.save()
-    time.sleep(1.1)
+    later += 61
 long = at()
-time.sleep(1.1)
-later = at()
-from pyproxy.contrib.django import pin
+later += 61
+afterwards = at()
 with connection.cursor() as cursor:
     cursor.execute("delete from notes_note where id = %s", [note.pk])
-    pin()
+    router.pin()
 raw = at()
-tell([before, after, long, later, raw])
+tell([before, after, long, afterwards, raw])
 """
     )
     assert before in replicas
@@ -195,8 +201,8 @@ def test_what_is_pinned_ends_with_the_request(project: Project) -> None:
     with project.site() as (url, _):
         for _ in range(2):
             written = requests.post(f"{url}/notes", "x", timeout=30).json()
-            assert written["from"] == [primary]
-            read = [requests.get(f"{url}/notes", timeout=30).json()["from"][0] for _ in range(4)]
+            assert written["from"] == primary
+            read = [requests.get(f"{url}/notes", timeout=30).json()["from"] for _ in range(4)]
             assert read in ([*replicas, *replicas], [*replicas[::-1], *replicas[::-1]])
 
 
@@ -208,7 +214,7 @@ with transaction.atomic():
 tell([inside, at()])
 """
     )
-    assert inside == [project.primary.port] * 2
+    assert inside == [project.ports[0]] * 2
     assert after in project.ports[1:], "nothing was written"
 
 
@@ -324,7 +330,7 @@ class Readers:
             while not self._stop.is_set():
                 asked = time.monotonic()
                 answer = session.get(f"{self.url}/notes", timeout=60)
-                port = answer.json()["from"][0] if answer.ok else 0
+                port = answer.json()["from"] if answer.ok else 0
                 self.answers.append((asked, answer.status_code, port))
 
     def more(self, count: int = 60) -> set[int]:
@@ -394,13 +400,16 @@ def test_a_query_under_way_is_asked_again_elsewhere(
 ) -> None:
     source = f"""
 settings.DEBUG = {debug}
-sleep = models.Func(models.Value(3), function="pg_sleep", output_field=models.TextField())
+sleep = models.Func(
+    template="pg_sleep(case when inet_server_port() = {first.port} then 60 else 0 end)",
+    output_field=models.TextField(),
+)
 rows = Note.objects.annotate(at=PORT, slept=sleep).filter(pk=1)
 tell({kind}[0].at)
 tell(at())
 """
     with project.script(source) as running:
-        active = "select count(*) from pg_stat_activity where query like '%pg_sleep(3)%' and "
+        active = "select count(*) from pg_stat_activity where query like '%pg_sleep(%' and "
         active += "state = 'active' and pid != pg_backend_pid()"
         eventually(lambda: ask(first.port, active), 30)
         first.kill_processes()
@@ -422,3 +431,249 @@ def test_a_restarted_replica_is_not_evicted_for_its_old_connections(
         assert running.wait() == 0, running.text
         assert running.stdout[0] == running.stdout[1]
         assert running.stderr == []
+
+
+def test_a_read_that_names_its_replica_gets_no_other_and_harms_no_later_one(
+    project: Project, first: Server
+) -> None:
+    source = """
+at(Note.objects.using("replica1"))
+tell("ready")
+sys.stdin.readline()
+failed = []
+try:
+    at(Note.objects.using("replica1"))
+except OperationalError:
+    failed.append("explicit")
+tell([failed, at(), at()])
+"""
+    with project.script(source) as running:
+        running.wait_for("ready")
+        first.kill_processes()
+        running.close_input()
+        assert running.wait() == 0, running.text
+        two = project.ports[2]
+        assert json.loads(running.stdout[-1]) == [["explicit"], two, two]
+
+
+def test_a_transaction_on_a_replica_is_not_torn_apart(project: Project, first: Server) -> None:
+    source = """
+try:
+    with transaction.atomic(using="replica1"):
+        router.db_for_read(Note)  # its turn: this router has a look at that connection
+        first = Note.objects.get(pk=1)
+        assert first._state.db == "replica1"
+        tell("ready")
+        sys.stdin.readline()
+        at()
+        at()
+except OperationalError:
+    tell(at())
+"""
+    with project.script(source) as running:
+        running.wait_for("ready")
+        first.kill_processes()
+        running.close_input()
+        assert running.wait() == 0, running.text
+        assert json.loads(running.stdout[-1]) == project.ports[2]
+
+
+def test_an_error_of_the_query_is_the_programs(project: Project) -> None:
+    told = project.result(
+        """
+at(), at()
+for alias in "replica1", "replica2":
+    connections[alias].cursor().execute("set statement_timeout = '100ms'")
+sleep = models.Func(models.Value(9), function="pg_sleep", output_field=models.TextField())
+try:
+    list(Note.objects.annotate(slept=sleep))
+except OperationalError as error:
+    tell([str(error).strip(), at(), at()])
+"""
+    )
+    assert told == ["canceling statement due to statement timeout", *project.ports[:0:-1]]
+
+
+def test_a_forked_process_finds_out_for_itself(project: Project, first: Server) -> None:
+    source = """
+import os
+tell([at(), at()])
+sys.stdin.readline()
+tell([at(), at()])  # the replica is evicted here: the thread runs that probes it
+connections.close_all()
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+tell([at(), at()])
+while len({at(), at()}) < 2:
+    time.sleep(0.05)
+"""
+    with project.script(source) as running:
+        running.wait_for(str(project.ports[1]))
+        first.kill_processes()
+        running.close_input()
+        eventually(lambda: len(running.stdout) == 3, 30)
+        assert json.loads(running.stdout[2]) == [project.ports[2]] * 2
+        first.start()
+        assert running.wait() == 0, running.text
+        evicted = [line for line in running.stderr if "evicted replica1" in line]
+        assert len(evicted) == 2, "one a process"
+
+
+BAD_SETTINGS: list[tuple[object, str]] = [
+    ([], "PYPROXY_ROUTER: expected a dict"),
+    ({"SLEEPS": 1}, 'PYPROXY_ROUTER.SLEEPS: unknown setting (did you mean "SLEEPING"?)'),
+    ({"SLEEPING": 0}, "PYPROXY_ROUTER.SLEEPING: expected a number above 0"),
+    ({"PINNED": "long"}, "PYPROXY_ROUTER.PINNED: expected a number from 0"),
+    ({"PRIMARY": None}, "PYPROXY_ROUTER.PRIMARY: expected a text"),
+    ({"REPLICAS": ["replica1", 2]}, "PYPROXY_ROUTER.REPLICAS[1]: expected a text"),
+    ({"REPLICAS": ["replica3"]}, 'PYPROXY_ROUTER: DATABASES has no "replica3"'),
+    ({"REPLICAS": ["default"]}, "PYPROXY_ROUTER: REPLICAS names the primary, or one twice"),
+    ({"REPLICAS": ["replica1"] * 2}, "PYPROXY_ROUTER: REPLICAS names the primary, or one twice"),
+    (
+        {"PRIMARY": "replica1"},
+        "PYPROXY_ROUTER: no replicas: name them in REPLICAS, or give them "
+        '"TEST": {"MIRROR": "replica1"} in DATABASES',
+    ),
+    (
+        {"SLEEPING": 0, "PINNED": -1},
+        "PYPROXY_ROUTER.SLEEPING: expected a number above 0\n"
+        "PYPROXY_ROUTER.PINNED: expected a number from 0",
+    ),
+]
+
+
+def test_bad_settings_are_refused_with_a_remedy() -> None:
+    source = """
+from django.core.exceptions import ImproperlyConfigured
+from pyproxy.contrib.django import ReplicaRouter
+def said():
+    try:
+        ReplicaRouter()
+    except ImproperlyConfigured as error:
+        return str(error)
+told = []
+for case in json.loads(sys.stdin.read()):
+    settings.PYPROXY_ROUTER = case
+    told.append(said())
+settings.PYPROXY_ROUTER = {"REPLICAS": ("replica1",)}
+told.append(said())
+settings.DATABASES["replica1"]["ATOMIC_REQUESTS"] = True
+told.append(said())
+tell(told)
+"""
+    with Project([]).script(source) as running:
+        assert running.process.stdin
+        running.process.stdin.write(json.dumps([case for case, _ in BAD_SETTINGS]))
+        running.close_input()
+        assert running.wait() == 0, running.text
+        assert json.loads(running.stdout[-1]) == [
+            *(said for _, said in BAD_SETTINGS),
+            None,
+            'PYPROXY_ROUTER: "replica1" has ATOMIC_REQUESTS: each request would fail with it; '
+            "leave that out",
+        ]
+
+
+def test_behind_tcp_mode_no_read_fails_either(project: Project, first: Server) -> None:
+    primary, one, two = project.ports
+    entry = {"listen": 0, "targets": [f"tcp://127.0.0.1:{at}" for at in (one, two)]}
+    with Proxy(tcp=[{**entry, "sleeping": 0.2}]) as tcp:
+        port = int(tcp.url.rpartition(":")[2])
+        with project.site(primary, port) as (url, server), Readers(url) as readers:
+            assert readers.more() == {one, two}
+            first.kill_processes()
+            eventually(lambda: len(tcp.pool.live) == 1)
+            eventually(lambda: readers.more() == {two}, 60)
+        assert readers.statuses() == {200}, server.text
+
+
+PAGE = (ROOT / "docs" / "django.md").read_text(encoding="utf-8")
+DATABASE_PROGRAMS = ("initdb", "pg_ctl", "pg_basebackup")
+
+
+def test_the_page_lists_the_settings_as_they_are() -> None:
+    source = """
+from pyproxy.contrib.django import RouterSettings
+from pyproxy.options import declared
+tell([[path, json.dumps(default) if path == "PRIMARY" else repr(default), one.unit, one.help]
+      for path, one, default in declared(RouterSettings)])
+"""
+    with Project([]).script(source) as running:
+        assert running.wait() == 0, running.text
+        for name, default, unit, help in json.loads(running.stdout[-1]):
+            assert f"| `{name}` | {f'`{default}` {unit}'.strip()} | {help} |" in PAGE
+
+
+class Page:
+    """docs/django.md, whose commands are run as they stand there, but for the ports."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.folder = folder  # where the databases are
+        self.ports = {name: str(closed_port()) for name in re.findall(r"\b\d{4,5}\b", PAGE)}
+        self.programs: dict[str, Program] = {}
+        self._stack = stack
+        self._path = f"{Path(sys.executable).parent}:{PROGRAMS}:{os.environ['PATH']}"
+        self.project = Path(shutil.copytree(PROJECT, folder / "project"))
+        settings = self.project / "appsettings.json"
+        settings.write_text(self.elsewhere(settings.read_text()))
+
+    def elsewhere(self, text: str) -> str:
+        return re.sub(r"\b\d{4,5}\b", lambda found: self.ports.get(found[0], found[0]), text)
+
+    def do(self, line: str) -> str:
+        """What the command says."""
+        line = self.elsewhere(line)
+        said = ",".join(self.ports[name] for name in ("5432", "5433", "5434"))
+        env = {**os.environ, "PATH": self._path, "PYTHONPATH": str(ROOT), "POSTGRESQL_PORTS": said}
+        if re.search("runserver|pyproxy", line):
+            words = ("bash", "-c", line)
+            started = self._stack.enter_context(command(*words, cwd=self.project, env=env))
+            self.programs[line.split()[-1]] = started
+            started.wait_for("Quit the server|listens on")
+            return ""
+        databases = line.startswith(DATABASE_PROGRAMS)
+        done = subprocess.run(
+            ["bash", "-c", line],
+            user=USER if databases and os.geteuid() == 0 else None,
+            extra_groups=[] if databases and os.geteuid() == 0 else None,
+            cwd=self.folder if databases else self.project,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            # No pipe for a server: it would inherit it.
+            stdout=None if databases else subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, line
+        return done.stdout or ""
+
+
+def test_the_page_does_what_it_says() -> None:
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="pyproxy-django-"))
+        stack.callback(shutil.rmtree, folder)
+        if os.geteuid() == 0:
+            assert USER
+            shutil.chown(folder, USER)
+        page = Page(folder, stack)
+        stack.callback(stop_databases, page)
+        logged = []
+        for kind, block in re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL):
+            if kind == "sh":
+                for line in block.splitlines():
+                    page.do(line)
+            elif block.startswith("$ "):
+                for asked, answered in re.findall(r"\$ (.*)\n(.*)\n", block):
+                    assert page.do(asked) == page.elsewhere(answered)
+            elif not kind:
+                logged += page.elsewhere(block).splitlines()
+                server = page.programs[page.ports["8001"]]
+                for line in logged:
+                    server.wait_for(re.escape(line))
+        assert len(logged) == 2
+
+
+def stop_databases(page: Page) -> None:
+    for name in ("replica2", "replica1", "primary"):
+        with contextlib.suppress(AssertionError):  # it doesn't run
+            page.do(f"pg_ctl -D {name} -m immediate stop")

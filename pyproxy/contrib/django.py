@@ -50,7 +50,7 @@ class RouterSettings:
         10.0, "between two probes of an evicted replica", number(0, above=True), "seconds"
     )
     PINNED: float = option(
-        5.0, "for which reads go to the primary, from the first after a write on", number(0), "s"
+        5.0, "reads after a write go to the primary, counted from the first", number(0), "seconds"
     )
 
 

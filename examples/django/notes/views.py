@@ -1,4 +1,4 @@
-"""GET /notes tells the notes and which server answered, POST /notes adds one first."""
+"""GET /notes tells the notes and the port of the server that read them; POST adds one first."""
 
 from django.db.models import Func, IntegerField
 from django.http import HttpRequest, JsonResponse
@@ -15,4 +15,4 @@ def notes(request: HttpRequest) -> JsonResponse:
         Note.objects.create(text=request.body.decode()[:200])
     port = Func(function="inet_server_port", output_field=IntegerField())
     rows = list(Note.objects.order_by("id").values_list("text", port))
-    return JsonResponse({"notes": [text for text, _ in rows], "from": [at for _, at in rows[:1]]})
+    return JsonResponse({"notes": [text for text, _ in rows], "from": rows[0][1] if rows else None})
