@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from tests.postgresql import PROGRAMS, USER, Server, ask, needs_postgresql, prim
 from tests.programs import ROOT, Program, command, program
 from tests.support import closed_port, eventually
 
-pytestmark = needs_postgresql("django")
+pytestmark = needs_postgresql("django", "uvicorn")
 
 PROJECT = ROOT / "examples" / "django"
+RUNSERVER = "manage.py runserver --noreload"
+UVICORN = "-m uvicorn --factory django.core.asgi:get_asgi_application --lifespan off --port"
 
 # What scripts begin with. ``at()`` is the port of the server that answers a read.
 PREAMBLE = """
@@ -58,14 +61,10 @@ class Project:
         said = ",".join(map(str, ports or self.ports or (5432, 5433, 5434)))
         return {"DJANGO_SETTINGS_MODULE": "settings", "POSTGRESQL_PORTS": said}
 
-    def manage(self, *words: str, ports: tuple[int, ...] = ()) -> Any:
-        """``manage.py`` with these words, while it runs."""
+    def manage(self, *words: str) -> str:
+        """What ``manage.py`` says to these words."""
         everything = (sys.executable, "manage.py", *words)
-        return command(*everything, cwd=PROJECT, env=self.environment(*ports))
-
-    def run(self, *words: str) -> str:
-        """The same to its end."""
-        with self.manage(*words) as running:
+        with command(*everything, cwd=PROJECT, env=self.environment()) as running:
             assert running.wait() == 0, running.text
             return running.text
 
@@ -82,11 +81,11 @@ class Project:
             return json.loads(running.stdout[-1])
 
     @contextlib.contextmanager
-    def site(self, *ports: int) -> Iterator[tuple[str, Program]]:
+    def site(self, *ports: int, words: str = RUNSERVER) -> Iterator[tuple[str, Program]]:
         """Its web server behind the proxy: the URL, and the server's process."""
         port = closed_port()
-        words = ("runserver", "--noreload", str(port))
-        with self.manage(*words, ports=ports) as server:
+        everything = (sys.executable, *words.split(), str(port))
+        with command(*everything, cwd=PROJECT, env=self.environment(*ports)) as server:
             eventually(lambda: _answers(port), 30)
             with program("--targets", str(port), "--listen", "0") as proxy:
                 yield proxy.url, server
@@ -103,10 +102,10 @@ def _answers(port: int) -> bool:
 def project() -> Iterator[Project]:
     with primary_with_replicas(2) as servers:
         project = Project(servers)
-        project.run("migrate", "--verbosity", "0")
+        project.manage("migrate", "--verbosity", "0")
         project.result("Note.objects.create(text='first'); tell(0)")
         for replica in project.replicas:
-            eventually(lambda at=replica.port: _seen(at))
+            eventually(partial(_seen, replica.port))
         yield project
 
 
@@ -196,9 +195,10 @@ tell([before, after, long, afterwards, raw])
     assert raw == primary
 
 
-def test_what_is_pinned_ends_with_the_request(project: Project) -> None:
+@pytest.mark.parametrize("server", [RUNSERVER, UVICORN])
+def test_what_is_pinned_ends_with_the_request(project: Project, server: str) -> None:
     primary, *replicas = project.ports
-    with project.site() as (url, _):
+    with project.site(words=server) as (url, _):
         for _ in range(2):
             written = requests.post(f"{url}/notes", "x", timeout=30).json()
             assert written["from"] == primary
@@ -273,9 +273,8 @@ tell([
 
 def test_migrations_touch_only_the_primary_and_stream_to_the_replicas(project: Project) -> None:
     query = "select count(*) from pg_tables where tablename in ('notes_note', 'django_migrations')"
-    for port in project.ports:
-        eventually(lambda at=port: ask(at, query) == 2)
-    assert "No migrations to apply" in project.run("migrate")
+    eventually(lambda: [ask(port, query) for port in project.ports] == [2, 2, 2])
+    assert "No migrations to apply" in project.manage("migrate")
     told = project.result(
         """
 from django.db.migrations.executor import MigrationExecutor
@@ -286,7 +285,7 @@ tell([router.allow_migrate(alias, "notes") for alias in connections])
 
 
 def test_a_project_with_replicas_is_tested_as_any_other(project: Project) -> None:
-    assert "Ran 2 tests" in project.run("test")
+    assert "Ran 2 tests" in project.manage("test")
 
 
 def test_under_asgi_reads_and_writes_go_the_same_ways(project: Project) -> None:
@@ -657,20 +656,24 @@ def test_the_page_does_what_it_says() -> None:
             shutil.chown(folder, USER)
         page = Page(folder, stack)
         stack.callback(stop_databases, page)
-        logged = []
+        logged, answers = [], 0
         for kind, block in re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL):
             if kind == "sh":
                 for line in block.splitlines():
                     page.do(line)
             elif block.startswith("$ "):
                 for asked, answered in re.findall(r"\$ (.*)\n(.*)\n", block):
-                    assert page.do(asked) == page.elsewhere(answered)
+                    assert page.do(asked) == page.elsewhere(answered), asked
+                    answers += 1
+                    if "-d" in asked:
+                        for name in ("5433", "5434"):
+                            eventually(partial(_seen, int(page.ports[name])), 30)
             elif not kind:
                 logged += page.elsewhere(block).splitlines()
                 server = page.programs[page.ports["8001"]]
                 for line in logged:
                     server.wait_for(re.escape(line))
-        assert len(logged) == 2
+        assert (answers, len(logged)) == (7, 2)
 
 
 def stop_databases(page: Page) -> None:
