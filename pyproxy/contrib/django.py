@@ -89,8 +89,8 @@ def _replicas(said: RouterSettings, databases: dict[str, dict[str, Any]]) -> tup
 
 
 # When the reads of this request (or of this thread, outside of requests) may leave the primary
-# again; infinite after a write that no read has followed yet. asgiref carries both of these between
-# an event loop and the threads that it lets query.
+# again; infinite after a write that no read has followed yet. asgiref carries such variables
+# between an event loop and the threads that query for it.
 _pinned_until = ContextVar("pyproxy_pinned_until", default=-math.inf)
 
 
