@@ -85,7 +85,7 @@ class HTTPCheck:
                     self._judge(response, deadline)
                     return f"answered {response.status_code}"
             except (requests.RequestException, ValueError) as error:  # the latter: of the name
-                raise CheckFailed(_brief(error)) from None
+                raise CheckFailed(brief(error)) from None
 
     def _judge(self, response: requests.Response, deadline: float) -> None:
         status, health = response.status_code, self._health
@@ -141,7 +141,7 @@ def _greeting(hello: bytes) -> dict[str, Any]:
     }
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The innermost reason, instead of requests' story of how it came."""
     while (cause := error.__context__ or error.__cause__) and isinstance(cause, Exception):
         error = cause

@@ -1,0 +1,634 @@
+"""Targets in containers, and a Swarm's service that is scaled, on a real engine."""
+
+import contextlib
+import io
+import os
+import socket
+import tarfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from pyproxy.errors import SettingsError
+from pyproxy.scaling import engine as engine_module
+from pyproxy.scaling.containers import DockerLauncher
+from pyproxy.scaling.engine import Engine
+from pyproxy.scaling.launcher import Instance, LauncherAway, LaunchError
+from pyproxy.scaling.swarm import Swarm
+from pyproxy.scaling_settings import Scaling, Version, read_scaling
+from tests.conftest import alone_on_this_machine
+from tests.support import RawTarget, Wire, eventually
+
+docker = pytest.importorskip("docker")
+
+PORT = 8000  # inside
+BUSY = 60.0  # seconds for an engine that has much else to do
+
+APP = """
+import os, signal, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path == "/die":
+            print("Traceback (most recent call last):", file=sys.stderr)
+            print("ValueError: no bread", file=sys.stderr)
+            print("", file=sys.stderr, flush=True)
+            os._exit(3)
+        if self.path == "/eat":
+            eaten = bytearray(os.urandom(1 << 20) * 200)
+        if self.path == "/work":
+            until = time.process_time() + 0.5
+            while time.process_time() < until:
+                pass
+        body = os.environ.get("GREETING", "hello").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+stubborn = os.environ.get("STUBBORN")
+signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else lambda *_: sys.exit())
+ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+DOCKERFILE = f"""
+FROM python:3.12-slim
+COPY app.py /
+CMD ["python", "/app.py", "{PORT}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """What a user's own commands would see."""
+    try:
+        client = docker.from_env().api
+    except docker.errors.DockerException as error:
+        pytest.skip(f"no Docker engine answers: {error}")
+    with contextlib.closing(client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def image(engine: Any) -> Iterator[str]:
+    called = f"pyproxy-test-target:{os.getpid()}"
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        for name, text in (("Dockerfile", DOCKERFILE), ("app.py", APP)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    context.seek(0)
+    said = list(
+        engine.build(fileobj=context, custom_context=True, tag=called, rm=True, decode=True)
+    )
+    assert not [line for line in said if "error" in line], said
+    yield called
+    engine.remove_image(called, force=True)
+
+
+class Launcher(DockerLauncher):
+    """One that says what it makes."""
+
+    @property
+    def version(self) -> Version:
+        return self._said.version
+
+
+class Place:
+    """Launchers of one owner that nobody else is."""
+
+    def __init__(self, engine: Any, image: str) -> None:
+        self.engine, self.image = engine, image
+        self.owner = f"test-{uuid.uuid4().hex}"
+
+    def scaling(self, **said: Any) -> Scaling:
+        base = {"launcher": "docker", "image": self.image, "port": PORT, "stop_timeout": 1}
+        return read_scaling({**base, **said})
+
+    @contextlib.contextmanager
+    def launcher(self, pool: str = "web", **said: Any) -> Iterator[Launcher]:
+        launcher = Launcher(self.scaling(**said), self.owner, pool)
+        try:
+            yield launcher
+        finally:
+            launcher.close(keep=True)
+
+    def containers(self) -> list[dict[str, Any]]:
+        label = f"pyproxy.owner={self.owner}"
+        found: list[dict[str, Any]] = self.engine.containers(all=True, filters={"label": [label]})
+        return found
+
+
+@pytest.fixture
+def place(engine: Any, image: str) -> Iterator[Place]:
+    place = Place(engine, image)
+    yield place
+    for one in place.containers():
+        engine.remove_container(one["Id"], force=True, v=True)
+
+
+def ask(instance: Instance, path: str = "/") -> str:
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(instance.url + path, timeout=BUSY).text
+
+
+def answers(instance: Instance, path: str = "/") -> str | None:
+    try:
+        return ask(instance, path)
+    except requests.ConnectionError:
+        return None
+
+
+def serving(launcher: DockerLauncher, name: str, version: Version) -> Instance:
+    """Started, and waited for."""
+    instance = launcher.start(name, version)
+    eventually(lambda: answers(instance), BUSY)
+    return instance
+
+
+class Relay(RawTarget):
+    """A socket that leads to the engine, until it is stopped, and when it is started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "engine.sock"
+        self.loses = b""  # the answer to a request with this
+        super().__init__(self._lead)
+
+    def start(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._spawn(self._accept, self._listener)
+
+    def _lead(self, _: RawTarget, wire: Wire) -> None:
+        asked = b""
+
+        def there(data: bytes) -> bool:
+            nonlocal asked
+            asked = data
+            return True
+
+        def back(_: bytes) -> bool:
+            return not self.loses or self.loses not in asked
+
+        wire.sock.settimeout(None)
+        with socket.socket(socket.AF_UNIX) as real:
+            real.connect(ENGINE_SOCKET)
+            answers = threading.Thread(target=copy, args=(real, wire.sock, back), name="relay")
+            answers.start()
+            copy(wire.sock, real, there)
+            answers.join()
+
+
+def copy(source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bool]) -> None:
+    with contextlib.suppress(OSError):
+        while (data := source.recv(65536)) and passes(data):
+            sink.sendall(data)
+    for sock in (source, sink):
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+ENGINE_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+
+
+@pytest.fixture
+def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    if "://" in ENGINE_SOCKET:
+        pytest.skip("the engine isn't reached through a socket of this machine")
+    with Relay(tmp_path) as relay:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{relay.path}")
+        yield relay
+
+
+def test_a_container_is_started_answers_and_is_gone_when_stopped(place: Place) -> None:
+    with place.launcher(environment={"GREETING": "hi from {port}"}) as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        assert ask(instance) == f"hi from {PORT}"
+        assert instance.url.startswith("http://127.0.0.1:")
+        assert launcher.ended(instance) is None
+        started = time.monotonic()
+        launcher.stop(instance, 30)
+        assert time.monotonic() - started < 25, "it was killed, not asked"
+        assert answers(instance) is None
+        assert place.containers() == []
+        assert launcher.ended(instance) == "was removed"
+        launcher.stop(instance, 30)  # that is nothing new
+
+
+def test_a_container_is_made_as_careful_people_would(place: Place) -> None:
+    with place.launcher() as launcher:
+        instance = launcher.start("web-1", launcher.version)
+        detail = place.engine.inspect_container(instance.handle)
+        host = detail["HostConfig"]
+        assert host["RestartPolicy"]["Name"] in ("", "no"), "who restarts it is pyproxy"
+        assert [one["HostIp"] for one in detail["NetworkSettings"]["Ports"][f"{PORT}/tcp"]] == [
+            "127.0.0.1"
+        ]
+        assert instance.log == f"docker logs {detail['Name'][1:]}"
+        assert detail["Name"].startswith("/pyproxy-")
+        assert detail["Name"].endswith("-web-1")
+
+
+def test_a_command_takes_the_place_of_the_images_own(place: Place) -> None:
+    command = ["sh", "-c", "echo port {port} >&2; exit 7"]
+    with place.launcher(command=command) as launcher:
+        with contextlib.suppress(LaunchError):  # it may be quicker than the engine
+            instance = launcher.start("web-1", launcher.version)
+            eventually(lambda: launcher.ended(instance), BUSY)
+            assert launcher.ended(instance) == f"ended with status 7: port {PORT}"
+
+
+def test_how_it_ended_is_told_with_its_last_words(place: Place) -> None:
+    with place.launcher() as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        assert answers(instance, "/die") is None
+        eventually(lambda: launcher.ended(instance), BUSY)
+        assert launcher.ended(instance) == "ended with status 3: ValueError: no bread"
+
+
+def test_one_that_was_killed_says_so(place: Place) -> None:
+    with place.launcher() as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        place.engine.kill(instance.handle)
+        eventually(lambda: launcher.ended(instance), BUSY)
+        assert launcher.ended(instance) == "was ended by SIGKILL"
+
+
+def test_one_that_ran_out_of_memory_says_so(place: Place) -> None:
+    with place.launcher() as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        limit = 40 << 20
+        place.engine.update_container(instance.handle, mem_limit=limit, memswap_limit=limit)
+        assert answers(instance, "/eat") is None
+        eventually(lambda: launcher.ended(instance), BUSY)
+        assert launcher.ended(instance) == "ran out of memory, and ended with status 137"
+
+
+def test_one_that_will_not_end_is_ended(place: Place) -> None:
+    with place.launcher(environment={"STUBBORN": "yes"}) as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        started = time.monotonic()
+        launcher.stop(instance, 0.5)
+        assert time.monotonic() - started > 0.5
+        assert place.containers() == []
+
+
+def test_an_image_that_does_not_exist_is_named_and_nothing_is_left(place: Place) -> None:
+    with place.launcher() as launcher:
+        with pytest.raises(LaunchError, match='has no image "pyproxy-no-such:1": build it') as told:
+            launcher.start("web-1", Version(image="pyproxy-no-such:1"))
+        assert not isinstance(told.value, LauncherAway)
+        assert "\n" not in str(told.value)
+        assert place.containers() == []
+
+
+def test_a_program_that_the_image_does_not_have_is_named_and_nothing_is_left(place: Place) -> None:
+    with place.launcher() as launcher:
+        with pytest.raises(LaunchError, match='"no-such-program": executable file not found'):
+            launcher.start("web-1", Version(("no-such-program",), place.image))
+        assert place.containers() == []
+
+
+def test_a_network_that_does_not_exist_is_named_and_nothing_is_left(place: Place) -> None:
+    with place.launcher(network="pyproxy-no-such") as launcher:
+        with pytest.raises(LaunchError, match="docker network create pyproxy-no-such"):
+            launcher.start("web-1", launcher.version)
+        assert place.containers() == []
+
+
+def test_a_network_without_addresses_is_refused(place: Place) -> None:
+    with place.launcher(network="none") as launcher:
+        with pytest.raises(LaunchError, match='"none" gives containers no address'):
+            launcher.start("web-1", launcher.version)
+        assert place.containers() == []
+
+
+def test_in_a_network_it_has_an_address_of_its_own(place: Place) -> None:
+    network = f"pyproxy-{place.owner}"
+    place.engine.create_network(network)
+    try:
+        with place.launcher(network=network) as launcher:
+            instance = serving(launcher, "web-1", launcher.version)
+            assert instance.url.endswith(f":{PORT}")
+            assert "127.0.0.1" not in instance.url
+            assert not place.engine.inspect_container(instance.handle)["HostConfig"]["PortBindings"]
+            assert launcher.adopt() == [instance]
+            launcher.close()
+    finally:
+        place.engine.remove_network(network)
+
+
+def test_the_next_start_takes_over_what_runs_and_clears_away_the_rest(place: Place) -> None:
+    said = {"environment": {"GREETING": "hi {port}{port}!", "SECRET": "s3cret"}}
+    with place.launcher(**said) as first:
+        runs = serving(first, "web-1", first.version)
+        has_ended = serving(first, "web-2", first.version)
+        place.engine.kill(has_ended.handle)
+        eventually(lambda: first.ended(has_ended), BUSY)
+    with place.launcher(**said) as second:  # nothing but the labels tells it
+        assert second.adopt() == [runs]
+        assert ask(runs) == f"hi {PORT}{PORT}!"
+        (left,) = place.containers()
+        assert "s3cret" not in str(left["Labels"])
+        second.stop(runs, 5)
+        assert place.containers() == []
+
+
+def test_a_version_that_is_not_ours_any_more_is_known_for_what_it_is(place: Place) -> None:
+    with place.launcher(environment={"GREETING": "old"}) as first:
+        old = first.start("web-1", first.version)
+    with place.launcher(environment={"GREETING": "new"}) as second:
+        (found,) = second.adopt()
+        assert found.version == old.version != second.version
+
+
+def test_the_containers_of_others_are_left_alone(place: Place, engine: Any, image: str) -> None:
+    other = Place(engine, image)
+    try:
+        with place.launcher() as ours, place.launcher("api") as beside, other.launcher() as theirs:
+            mine = serving(ours, "web-1", ours.version)
+            kept = [
+                serving(beside, "web-1", beside.version),
+                serving(theirs, "web-1", theirs.version),
+            ]
+            assert ours.adopt() == [mine]
+            assert [*beside.adopt(), *theirs.adopt()] == kept
+            ours.close()
+            assert answers(mine) is None
+            assert [answers(one) for one in kept] == ["hello", "hello"]
+    finally:
+        for one in other.containers():
+            engine.remove_container(one["Id"], force=True, v=True)
+
+
+def test_closing_ends_all_at_once_or_keeps_them(place: Place) -> None:
+    with place.launcher(environment={"STUBBORN": "yes"}, stop_timeout=2) as launcher:
+        kept = [serving(launcher, f"web-{number}", launcher.version) for number in range(4)]
+        launcher.close(keep=True)
+        assert [answers(one) for one in kept] == ["hello"] * 4
+        started = time.monotonic()
+        launcher.close()
+        assert time.monotonic() - started < 4 * 2, "one after the other"
+        assert place.containers() == []
+
+
+def test_what_stands_in_the_way_of_a_name_is_cleared_away(place: Place) -> None:
+    with place.launcher() as launcher:
+        first = launcher.start("web-1", launcher.version)
+        second = launcher.start("web-1", launcher.version)
+        assert [one["Id"] for one in place.containers()] == [second.handle] != [first.handle]
+
+
+def test_work_costs_processor_time(place: Place) -> None:
+    with place.launcher() as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        before = launcher.processor_time(instance)
+        assert before
+        ask(instance, "/work")
+        after = launcher.processor_time(instance)
+        assert after
+        assert 0.4 < after - before < 5
+        place.engine.kill(instance.handle)
+        eventually(lambda: launcher.ended(instance), BUSY)
+        assert launcher.processor_time(instance) is None
+        launcher.stop(instance, 1)
+        assert launcher.processor_time(instance) is None
+
+
+def test_an_engine_that_is_away_is_told_and_found_again(place: Place, relay: Relay) -> None:
+    with place.launcher() as launcher:
+        instance = serving(launcher, "web-1", launcher.version)
+        relay.stop()
+        for ask_for in (
+            lambda: launcher.ended(instance),
+            lambda: launcher.processor_time(instance),
+            lambda: launcher.stop(instance, 1),
+            lambda: launcher.start("web-2", launcher.version),
+            launcher.adopt,
+            launcher.close,
+        ):
+            with pytest.raises(LauncherAway, match="doesn't answer: connection refused$"):
+                ask_for()
+        assert ask(instance) == "hello", "the containers don't care"
+        relay.path.unlink()
+        with pytest.raises(LauncherAway, match=r"engine.sock doesn't answer: no such file"):
+            launcher.ended(instance)
+        relay.start()
+        assert launcher.ended(instance) is None
+        assert launcher.adopt() == [instance]
+        launcher.stop(instance, 1)
+        assert place.containers() == []
+
+
+def test_an_engine_that_was_away_when_it_began_is_found_later(place: Place, relay: Relay) -> None:
+    relay.stop()
+    with place.launcher() as launcher:
+        with pytest.raises(LauncherAway):
+            launcher.adopt()
+        relay.start()
+        assert launcher.adopt() == []
+
+
+def test_what_a_start_left_behind_when_its_answer_was_lost_is_cleared_away(
+    place: Place, relay: Relay
+) -> None:
+    with place.launcher() as launcher:
+        relay.loses = b"/start "
+        with pytest.raises(LauncherAway):
+            launcher.start("web-1", launcher.version)
+        (lost,) = place.containers()
+        assert lost["State"] == "running"
+        relay.loses = b""
+        kept = launcher.start("web-2", launcher.version)
+        assert [one["Id"] for one in place.containers()] == [kept.handle] != [lost["Id"]]
+
+
+def test_an_engine_that_says_nothing_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "look", 0.2)
+    monkeypatch.setattr(Engine, "change", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/silent.sock")
+        said = read_scaling({"launcher": "docker", "image": "x", "port": PORT})
+        launcher = DockerLauncher(said, "nobody", "web")
+        with pytest.raises(LauncherAway, match="silent.sock doesn't answer: timed out$"):
+            launcher.adopt()
+        with pytest.raises(LauncherAway, match="timed out$"):
+            launcher.close()
+
+
+@pytest.mark.parametrize("host", ["carrier-pigeon://home", "tcp://host:port", "tcp://host"])
+def test_an_address_that_is_none_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    said = read_scaling({"launcher": "docker", "image": "x", "port": PORT})
+    with pytest.raises(SettingsError, match=r"scaling\.launcher: DOCKER_HOST: "):
+        DockerLauncher(said, "nobody", "web")
+
+
+def test_without_the_docker_package_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MISSING", "needs the package docker: pip install it")
+    said = read_scaling({"launcher": "docker", "image": "x", "port": PORT})
+    with pytest.raises(SettingsError, match=r'"docker" needs the package docker: pip install'):
+        DockerLauncher(said, "nobody", "web")
+    with pytest.raises(SettingsError, match=r'"swarm" needs the package docker: pip install'):
+        Swarm(read_scaling({"launcher": "swarm", "service": "x"}))
+
+
+@contextlib.contextmanager
+def swarm_of(engine: Any) -> Iterator[None]:
+    """The engine's own, or one for now."""
+    state = engine.info()["Swarm"]
+    if state["LocalNodeState"] != "inactive":
+        if not state.get("ControlAvailable"):
+            pytest.skip("the Docker engine is a worker of a Swarm")
+        yield
+        return
+    engine.init_swarm(advertise_addr="127.0.0.1", listen_addr="127.0.0.1:2377")
+    try:
+        yield
+    finally:
+        engine.leave_swarm(force=True)
+
+
+class Service:
+    def __init__(self, engine: Any, image: str, mode: Any) -> None:
+        self.engine = engine
+        self.name = f"pyproxy-test-{uuid.uuid4().hex[:8]}"
+        self.id = engine.create_service(
+            docker.types.TaskTemplate(docker.types.ContainerSpec(image)),
+            name=self.name,
+            mode=mode,
+            labels={"kept": "yes"},
+            endpoint_spec=docker.types.EndpointSpec(mode="dnsrr"),
+        )["ID"]
+
+    def swarm(self, **said: Any) -> Swarm:
+        base = {"launcher": "swarm", "service": self.name, "min": 1, "max": 4}
+        return Swarm(read_scaling({**base, **said}))
+
+    def tasks(self) -> set[str]:
+        filters = {"service": self.name, "desired-state": "running"}
+        found = self.engine.tasks(filters=filters)
+        return {one["ID"] for one in found if one["Status"]["State"] == "running"}
+
+    def remove(self) -> None:
+        self.engine.remove_service(self.id)
+        label = {"label": [f"com.docker.swarm.service.id={self.id}"]}
+        eventually(lambda: not self.engine.containers(all=True, filters=label), BUSY)
+
+
+@pytest.fixture(scope="module")
+def in_swarm(engine: Any) -> Iterator[None]:
+    with alone_on_this_machine(), swarm_of(engine):
+        yield
+
+
+@contextlib.contextmanager
+def service_of(engine: Any, image: str, mode: Any) -> Iterator[Service]:
+    service = Service(engine, image, mode)
+    try:
+        yield service
+    finally:
+        service.remove()
+
+
+def test_an_engine_outside_of_a_swarm_is_told_to_be_one(engine: Any) -> None:
+    if engine.info()["Swarm"]["LocalNodeState"] != "inactive":
+        pytest.skip("the Docker engine is in a Swarm")
+    swarm = Swarm(read_scaling({"launcher": "swarm", "service": "x"}))
+    with pytest.raises(LaunchError, match="no manager of a Swarm: set DOCKER_HOST") as told:
+        swarm.count()
+    assert not isinstance(told.value, LauncherAway)
+    swarm.close()
+
+
+def test_a_service_gets_replicas_and_those_it_has_stay(
+    engine: Any, image: str, in_swarm: None
+) -> None:
+    mode = docker.types.ServiceMode("replicated", 2)
+    with service_of(engine, image, mode) as service, contextlib.closing(service.swarm()) as swarm:
+        eventually(lambda: len(service.tasks()) == 2, BUSY)
+        before = service.tasks()
+        spec = engine.inspect_service(service.id)["Spec"]
+        assert swarm.count() == 2
+        assert swarm.scale(3) == 3
+        assert swarm.count() == 3
+        eventually(lambda: len(service.tasks()) == 3, BUSY)
+        assert before < service.tasks()
+        assert swarm.scale(99) == 4
+        assert swarm.scale(0) == 1
+        eventually(lambda: len(service.tasks()) == 1, BUSY)
+        spec["Mode"]["Replicated"]["Replicas"] = 1
+        assert engine.inspect_service(service.id)["Spec"] == spec, "all else is as it was"
+
+
+def test_a_service_with_too_few_replicas_gets_the_least_it_may_have(
+    engine: Any, image: str, in_swarm: None
+) -> None:
+    mode = docker.types.ServiceMode("replicated", 0)
+    with service_of(engine, image, mode) as service:
+        swarm = service.swarm(min=2)
+        assert swarm.count() == 2
+        eventually(lambda: len(service.tasks()) == 2, BUSY)
+        swarm.close()
+
+
+def test_two_that_scale_a_service_at_once_do_not_trip_over_each_other(
+    engine: Any, image: str, in_swarm: None
+) -> None:
+    mode = docker.types.ServiceMode("replicated", 0)
+    with service_of(engine, image, mode) as service:
+        swarms = [service.swarm(min=0) for _ in range(3)]
+        wanted = [1, 2, 3]
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(lambda one, to: one.scale(to), swarms, wanted)) == wanted
+        assert swarms[0].count() in wanted
+        for swarm in swarms:
+            swarm.close()
+
+
+def test_a_service_that_cannot_be_scaled_is_told(engine: Any, image: str, in_swarm: None) -> None:
+    with service_of(engine, image, docker.types.ServiceMode("global")) as service:
+        swarm = service.swarm()
+        with pytest.raises(LaunchError, match=f'"{service.name}" is global: only one in mode rep'):
+            swarm.scale(2)
+        swarm.close()
+    with pytest.raises(LaunchError, match=f'there is no service "{service.name}"'):
+        swarm.count()
+    swarm.close()
+
+
+def test_a_swarm_whose_engine_is_away_is_told_and_found_again(
+    engine: Any, image: str, in_swarm: None, relay: Relay
+) -> None:
+    with service_of(engine, image, docker.types.ServiceMode("replicated", 1)) as service:
+        swarm = service.swarm()
+        assert swarm.count() == 1
+        relay.stop()
+        with pytest.raises(LauncherAway, match="doesn't answer: connection refused$"):
+            swarm.count()
+        relay.start()
+        assert swarm.count() == 1
+        swarm.close()
