@@ -1,6 +1,7 @@
 """Targets in containers, and a Swarm's service that is scaled, on a real engine."""
 
 import contextlib
+import gc
 import io
 import os
 import socket
@@ -162,19 +163,11 @@ def serving(launcher: DockerLauncher, name: str, version: Version) -> Instance:
 
 
 class Relay(RawTarget):
-    """A socket that leads to the engine, until it is stopped, and when it is started again."""
+    """Leads to the engine, until it is stopped, and when it is started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "engine.sock"
+    def __init__(self) -> None:
         self.loses = b""  # the answer to a request with this
         super().__init__(self._lead)
-
-    def start(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
-        self._listener.listen()
-        self._spawn(self._accept, self._listener)
 
     def _lead(self, _: RawTarget, wire: Wire) -> None:
         asked = b""
@@ -209,11 +202,12 @@ ENGINE_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").rem
 
 
 @pytest.fixture
-def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+def relay(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     if "://" in ENGINE_SOCKET:
         pytest.skip("the engine isn't reached through a socket of this machine")
-    with Relay(tmp_path) as relay:
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{relay.path}")
+    with Relay() as relay:
+        monkeypatch.setenv("DOCKER_HOST", relay.url.replace("http:", "tcp:"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield relay
 
 
@@ -247,12 +241,11 @@ def test_a_container_is_made_as_careful_people_would(place: Place) -> None:
 
 
 def test_a_command_takes_the_place_of_the_images_own(place: Place) -> None:
-    command = ["sh", "-c", "echo port {port} >&2; exit 7"]
+    command = ["sh", "-c", "sleep 1; echo port {port} >&2; exit 7"]
     with place.launcher(command=command) as launcher:
-        with contextlib.suppress(LaunchError):  # it may be quicker than the engine
-            instance = launcher.start("web-1", launcher.version)
-            eventually(lambda: launcher.ended(instance), BUSY)
-            assert launcher.ended(instance) == f"ended with status 7: port {PORT}"
+        instance = launcher.start("web-1", launcher.version)
+        eventually(lambda: launcher.ended(instance), BUSY)
+        assert launcher.ended(instance) == f"ended with status 7: port {PORT}"
 
 
 def test_how_it_ended_is_told_with_its_last_words(place: Place) -> None:
@@ -336,13 +329,13 @@ def test_in_a_network_it_has_an_address_of_its_own(place: Place) -> None:
 
 
 def test_the_next_start_takes_over_what_runs_and_clears_away_the_rest(place: Place) -> None:
-    said = {"environment": {"GREETING": "hi {port}{port}!", "SECRET": "s3cret"}}
-    with place.launcher(**said) as first:
+    environment = {"GREETING": "hi {port}{port}!", "SECRET": "s3cret"}
+    with place.launcher(environment=environment) as first:
         runs = serving(first, "web-1", first.version)
         has_ended = serving(first, "web-2", first.version)
         place.engine.kill(has_ended.handle)
         eventually(lambda: first.ended(has_ended), BUSY)
-    with place.launcher(**said) as second:  # nothing but the labels tells it
+    with place.launcher(environment=environment) as second:  # nothing but the labels tells it
         assert second.adopt() == [runs]
         assert ask(runs) == f"hi {PORT}{PORT}!"
         (left,) = place.containers()
@@ -424,12 +417,9 @@ def test_an_engine_that_is_away_is_told_and_found_again(place: Place, relay: Rel
             launcher.adopt,
             launcher.close,
         ):
-            with pytest.raises(LauncherAway, match="doesn't answer: connection refused$"):
+            with pytest.raises(LauncherAway, match="doesn't answer: connection refused"):
                 ask_for()
         assert ask(instance) == "hello", "the containers don't care"
-        relay.path.unlink()
-        with pytest.raises(LauncherAway, match=r"engine.sock doesn't answer: no such file"):
-            launcher.ended(instance)
         relay.start()
         assert launcher.ended(instance) is None
         assert launcher.adopt() == [instance]
@@ -460,6 +450,18 @@ def test_what_a_start_left_behind_when_its_answer_was_lost_is_cleared_away(
         assert [one["Id"] for one in place.containers()] == [kept.handle] != [lost["Id"]]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK's
+def test_an_engine_that_is_not_there_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    said = read_scaling({"launcher": "docker", "image": "x", "port": PORT})
+    launcher = DockerLauncher(said, "nobody", "web")
+    with pytest.raises(LauncherAway, match=r"none\.sock doesn't answer: no such file"):
+        launcher.adopt()
+    gc.collect()
+
+
 def test_an_engine_that_says_nothing_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,9 +473,9 @@ def test_an_engine_that_says_nothing_is_away(
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/silent.sock")
         said = read_scaling({"launcher": "docker", "image": "x", "port": PORT})
         launcher = DockerLauncher(said, "nobody", "web")
-        with pytest.raises(LauncherAway, match="silent.sock doesn't answer: timed out$"):
+        with pytest.raises(LauncherAway, match=r"silent\.sock doesn't answer: timed out"):
             launcher.adopt()
-        with pytest.raises(LauncherAway, match="timed out$"):
+        with pytest.raises(LauncherAway, match="timed out"):
             launcher.close()
 
 
@@ -627,7 +629,7 @@ def test_a_swarm_whose_engine_is_away_is_told_and_found_again(
         swarm = service.swarm()
         assert swarm.count() == 1
         relay.stop()
-        with pytest.raises(LauncherAway, match="doesn't answer: connection refused$"):
+        with pytest.raises(LauncherAway, match="doesn't answer: connection refused"):
             swarm.count()
         relay.start()
         assert swarm.count() == 1
