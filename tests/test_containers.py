@@ -382,6 +382,13 @@ def test_closing_ends_all_at_once_or_keeps_them(place: Place) -> None:
         assert place.containers() == []
 
 
+def test_closing_leaves_what_another_of_the_same_owner_has_made(place: Place) -> None:
+    with place.launcher() as launcher, place.launcher() as second:
+        instance = launcher.start("web-1", launcher.version)
+        second.close()  # such as a start that failed, because the first has its address
+        assert launcher.ended(instance) is None
+
+
 def test_what_stands_in_the_way_of_a_name_is_cleared_away(place: Place) -> None:
     with place.launcher() as launcher:
         first = launcher.start("web-1", launcher.version)

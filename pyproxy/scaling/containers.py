@@ -40,8 +40,9 @@ class DockerLauncher:
         self._engine = Engine("docker")
         whose = hashlib.sha256(f"{owner}\0{pool}".encode()).hexdigest()[:8]
         self._prefix = f"pyproxy-{whose}-"
+        self._own: set[str] = set()  # containers that it has made or taken over
         self._failed: set[str] = set()  # names of starts that may have left something behind
-        # Protects the field above.
+        # Protects both.
         self._lock = threading.Lock()
 
     def adopt(self) -> list[Instance]:
@@ -55,6 +56,8 @@ class DockerLauncher:
                     found.append(instance)
                 else:
                     _remove(client, one["Id"])
+        with self._lock:
+            self._own.update(instance.handle for instance in found)
         return found
 
     def start(self, name: str, version: Version) -> Instance:
@@ -66,7 +69,6 @@ class DockerLauncher:
                 instance = _instance(client.inspect_container(handle))
                 if instance is None:
                     raise LaunchError(_how_it_ended(client, handle) or "it is gone")
-                return instance
         except LaunchError as error:
             with self._lock:
                 self._failed.add(name)
@@ -74,6 +76,9 @@ class DockerLauncher:
                 with contextlib.suppress(LaunchError):
                     self._sweep()
             raise
+        with self._lock:
+            self._own.add(instance.handle)
+        return instance
 
     def ended(self, instance: Instance) -> str | None:
         with self._engine.client() as client:
@@ -92,13 +97,14 @@ class DockerLauncher:
         self._end(instance.handle, patience)
 
     def close(self, keep: bool = False) -> None:
-        """Raises ``LauncherAway`` if the engine doesn't answer, and what runs stays."""
+        """Raises ``LauncherAway`` if the engine doesn't answer: what runs stays."""
         try:
             if not keep:
-                with self._engine.client() as client:
-                    found = [one["Id"] for one in self._ours(client)]
+                with self._lock:
+                    own = [*self._own]
                 with ThreadPoolExecutor(_AT_ONCE, "pyproxy-containers") as threads:
-                    list(threads.map(lambda one: self._end(one, self._said.stop_timeout), found))
+                    list(threads.map(lambda one: self._end(one, self._said.stop_timeout), own))
+                self._sweep()
         finally:
             self._engine.close()
 
@@ -151,6 +157,8 @@ class DockerLauncher:
         """Nothing stands in the way of ``names``, nor is left of starts that failed."""
         with self._lock:
             left = self._failed.copy()
+        if not left.union(names):
+            return
         with self._engine.client(changing=True) as client:
             for name in left.union(names):
                 for one in self._ours(client, f"{_NAME}={name}"):
@@ -163,6 +171,8 @@ class DockerLauncher:
             with contextlib.suppress(docker.errors.NotFound):
                 client.stop(handle, timeout=math.ceil(patience))
             _remove(client, handle)
+        with self._lock:
+            self._own.discard(handle)
 
 
 def _pull(client: Any, image: str) -> None:
