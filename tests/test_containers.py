@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import io
+import json
 import os
 import socket
 import tarfile
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 
+from pyproxy import Proxy
 from pyproxy.errors import SettingsError
 from pyproxy.scaling import engine as engine_module
 from pyproxy.scaling.containers import DockerLauncher
@@ -25,7 +27,8 @@ from pyproxy.scaling.launcher import Instance, LauncherAway, LaunchError
 from pyproxy.scaling.swarm import Swarm
 from pyproxy.scaling_settings import Scaling, Version, read_scaling
 from tests.conftest import alone_on_this_machine
-from tests.support import RawTarget, Wire, eventually
+from tests.programs import program
+from tests.support import Load, RawTarget, Wire, eventually, get
 
 docker = pytest.importorskip("docker")
 
@@ -641,3 +644,99 @@ def test_a_swarm_whose_engine_is_away_is_told_and_found_again(
         relay.start()
         assert swarm.count() == 1
         swarm.close()
+
+
+class Scaled:
+    """A pool of a proxy: its scaling, as the status tells of it."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    @property
+    def live(self) -> list[str]:
+        (pool,) = self._proxy.control.snapshot()["pools"]
+        made = pool["scaling"]["instances"]
+        return [one["handle"] for one in made if one["phase"] == "live"]
+
+    def reach(self, count: int) -> None:
+        self._proxy.control.scale(count)
+        self.wait_for(count)
+
+    def wait_for(self, count: int) -> None:
+        eventually(lambda: len(self.live) == count, 2 * BUSY)
+
+
+def scaling_of(place: Place, **said: Any) -> dict[str, Any]:
+    return {
+        "launcher": "docker",
+        "image": place.image,
+        "port": PORT,
+        "owner": place.owner,
+        "auto": False,
+        "min": 2,
+        "max": 5,
+        "stop_timeout": 5,
+        **said,
+    }
+
+
+def test_containers_come_go_and_are_replaced_and_no_request_fails(place: Place) -> None:
+    with Proxy(scaling=scaling_of(place)) as proxy:
+        scaled = Scaled(proxy)
+        scaled.wait_for(2)
+        with Load(proxy.url) as load:
+            load.goes_on()
+            scaled.reach(5)
+            load.goes_on(50)
+            victim = scaled.live[0]
+            place.engine.kill(victim)
+            eventually(lambda: victim not in scaled.live, BUSY)
+            scaled.wait_for(5)
+            load.goes_on(50)
+            scaled.reach(2)
+            load.goes_on()
+            eventually(lambda: len(place.containers()) == 2, BUSY)
+        assert load.failures == []
+        assert set(load.statuses) == {200}
+    assert place.containers() == []
+
+
+def test_a_killed_proxy_finds_its_containers_again(place: Place, tmp_path: Path) -> None:
+    settings = tmp_path / "appsettings.json"
+    said = {"listen": "http://127.0.0.1:0", "scaling": scaling_of(place)}
+    settings.write_text(json.dumps(said), encoding="utf-8")
+    with program(cwd=tmp_path) as first:
+        assert get(first.url).status == 200
+        eventually(lambda: len(place.containers()) == 2, BUSY)
+        before = {one["Id"] for one in place.containers()}
+        first.kill()
+    assert {one["Id"] for one in place.containers() if one["State"] == "running"} == before
+    with program(cwd=tmp_path) as second:
+        assert get(second.url).status == 200
+        assert {one["Id"] for one in place.containers()} == before, "none was started"
+        said["scaling"] = scaling_of(place, min=3)
+        settings.write_text(json.dumps(said), encoding="utf-8")
+        eventually(lambda: len(place.containers()) == 3, 2 * BUSY)
+        assert before < {one["Id"] for one in place.containers()}
+        assert second.stop() == 0
+        assert "Traceback" not in second.text
+    assert place.containers() == []
+
+
+def test_targets_serve_on_while_the_engine_is_away(place: Place, relay: Relay) -> None:
+    with Proxy(scaling=scaling_of(place)) as proxy:
+        scaled = Scaled(proxy)
+        scaled.wait_for(2)
+        before = scaled.live
+        with Load(proxy.url) as load:
+            load.goes_on()
+            relay.stop()
+            proxy.control.scale(3)
+            load.goes_on(50)
+            assert scaled.live == before
+            relay.start()
+            scaled.wait_for(3)
+            load.goes_on()
+        assert load.failures == []
+        assert set(scaled.live) > set(before)
+    assert place.containers() == []

@@ -1,11 +1,13 @@
 """Fleets: those of all pools, as the settings say from one reload to the next."""
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyproxy.errors import ControlError, SettingsError
 from pyproxy.readers import Json
+from pyproxy.scaling.engine import Engine
 from pyproxy.scaling.fleet import Fleet, Hands
 from pyproxy.scaling.launcher import Launcher
 from pyproxy.scaling.processes import ProcessLauncher
@@ -17,14 +19,21 @@ from pyproxy.settings import Settings
 _MOST = 30.0  # seconds that a start waits for its targets
 
 
-def _launcher(said: Scaling) -> Launcher:
+def _launcher(said: Scaling, pool: str, settings: Settings) -> Launcher:
+    if said.launcher == "docker":
+        from pyproxy.scaling.containers import DockerLauncher  # only here: docker is an extra
+
+        addresses = " ".join(one.url for one in settings.listen)
+        return DockerLauncher(said, said.owner or f"{socket.gethostname()} {addresses}", pool)
     return ProcessLauncher(said)
 
 
 def check(settings: Settings) -> None:
     """Whether targets can be made here as these settings say. Raises ``SettingsError``."""
     for said in scaled(settings).values():
-        if said.scaling and said.scaling.launcher != "process":
+        if said.scaling and said.scaling.launcher == "docker":
+            Engine("docker")
+        elif said.scaling and said.scaling.launcher != "process":
             raise SettingsError([f'scaling.launcher: "{said.scaling.launcher}" is not there yet'])
 
 
@@ -54,7 +63,9 @@ class Fleets:
             for name, one in said.items()
             if name in self._said and one.place == self._said[name].place
         }
-        made = {name: _launcher(one) for name, one in said.items() if name not in same}
+        made = {
+            name: _launcher(one, name, settings) for name, one in said.items() if name not in same
+        }
         gone = {name: self._fleets.pop(name) for name in self._fleets.keys() - same}
         for name in same:
             self._fleets[name].configure(wanted[name])
