@@ -251,6 +251,22 @@ def test_a_command_takes_the_place_of_the_images_own(place: Place) -> None:
         assert launcher.ended(instance) == f"ended with status 7: port {PORT}"
 
 
+def test_one_that_ends_at_once_is_told_of_at_its_start_or_right_after(place: Place) -> None:
+    with place.launcher(command=["sh", "-c", "echo no bread; exit 7"]) as launcher:
+        try:
+            instance = launcher.start("web-1", launcher.version)
+        except LaunchError as error:
+            said: str | None = str(error)
+            assert place.containers() == []
+        else:
+            eventually(lambda: launcher.ended(instance), BUSY)
+            said = launcher.ended(instance)
+        assert said in (
+            "ended with status 7: no bread",
+            "can't be started: ended with status 7: no bread",
+        )
+
+
 def test_how_it_ended_is_told_with_its_last_words(place: Place) -> None:
     with place.launcher() as launcher:
         instance = serving(launcher, "web-1", launcher.version)
@@ -288,7 +304,10 @@ def test_one_that_will_not_end_is_ended(place: Place) -> None:
 
 def test_an_image_that_does_not_exist_is_named_and_nothing_is_left(place: Place) -> None:
     with place.launcher() as launcher:
-        with pytest.raises(LaunchError, match='has no image "pyproxy-no-such:1": build it') as told:
+        with pytest.raises(
+            LaunchError,
+            match='^can\'t be started: the engine has no image "pyproxy-no-such:1": build it',
+        ) as told:
             launcher.start("web-1", Version(image="pyproxy-no-such:1"))
         assert not isinstance(told.value, LauncherAway)
         assert "\n" not in str(told.value)

@@ -72,10 +72,11 @@ class DockerLauncher:
         except LaunchError as error:
             with self._lock:
                 self._failed.add(name)
-            if not isinstance(error, LauncherAway):
-                with contextlib.suppress(LaunchError):
-                    self._sweep()
-            raise
+            if isinstance(error, LauncherAway):
+                raise
+            with contextlib.suppress(LaunchError):
+                self._sweep()
+            raise LaunchError(f"can't be started: {error}") from None
         with self._lock:
             self._own.add(instance.handle)
         return instance
