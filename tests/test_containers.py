@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import re
 import socket
 import tarfile
 import threading
@@ -26,8 +27,9 @@ from pyproxy.scaling.engine import Engine
 from pyproxy.scaling.launcher import Instance, LauncherAway, LaunchError
 from pyproxy.scaling.swarm import Swarm
 from pyproxy.scaling_settings import Scaling, Version, read_scaling
+from pyproxy.settings import parse
 from tests.conftest import alone_on_this_machine
-from tests.programs import program
+from tests.programs import ROOT, program
 from tests.support import Load, RawTarget, Wire, eventually, get
 
 docker = pytest.importorskip("docker")
@@ -306,7 +308,7 @@ def test_an_image_that_does_not_exist_is_named_and_nothing_is_left(place: Place)
     with place.launcher() as launcher:
         with pytest.raises(
             LaunchError,
-            match='^can\'t be started: the engine has no image "pyproxy-no-such:1": build it',
+            match=r'^can.t be started: the engine has no image "pyproxy-no-such:1": build it',
         ) as told:
             launcher.start("web-1", Version(image="pyproxy-no-such:1"))
         assert not isinstance(told.value, LauncherAway)
@@ -742,6 +744,23 @@ def test_a_killed_proxy_finds_its_containers_again(place: Place, tmp_path: Path)
     assert place.containers() == []
 
 
+def test_a_proxy_that_ends_while_the_engine_is_away_leaves_its_containers_to_the_next(
+    place: Place, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(scaling=scaling_of(place)) as proxy:
+        scaled = Scaled(proxy)
+        scaled.wait_for(2)
+        before = sorted(scaled.live)
+        relay.stop()
+    assert "targets are left behind: the Docker engine at" in caplog.text
+    relay.start()
+    with Proxy(scaling=scaling_of(place)) as proxy:
+        scaled = Scaled(proxy)
+        scaled.wait_for(2)
+        assert sorted(scaled.live) == before
+    assert place.containers() == []
+
+
 def test_targets_serve_on_while_the_engine_is_away(place: Place, relay: Relay) -> None:
     with Proxy(scaling=scaling_of(place)) as proxy:
         scaled = Scaled(proxy)
@@ -759,3 +778,11 @@ def test_targets_serve_on_while_the_engine_is_away(place: Place, relay: Relay) -
         assert load.failures == []
         assert set(scaled.live) > set(before)
     assert place.containers() == []
+
+
+def test_the_settings_of_the_page_are_valid() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    own = page.partition("## Containers")[2]
+    shown = re.findall(r"```json\n(.*?)```", own, re.DOTALL)
+    launchers = [parse(json.loads(one)).scaling for one in shown]
+    assert [one and one.launcher for one in launchers] == ["docker", "docker", "swarm"]

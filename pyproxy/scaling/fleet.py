@@ -596,7 +596,10 @@ class Fleet:
         _all_at_once([functools.partial(self._clear, one) for one in left])
         for thread in self._lives:
             thread.join()
-        self._launcher.close(keep)
+        try:
+            self._launcher.close(keep)
+        except LaunchError as error:
+            log.error("scaling %s: targets are left behind: %s", self._pool, error)
 
     def retire(self, successor: "Fleet | None") -> None:
         """Drains all its targets when those of the successor serve, then stops; in a thread of its
