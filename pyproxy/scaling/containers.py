@@ -141,8 +141,8 @@ class DockerLauncher:
     def _run(self, client: Any, handle: str) -> None:
         try:
             client.start(handle)
-        except docker.errors.NotFound as error:
-            network = self._said.network
+        except docker.errors.APIError as error:
+            network = self._said.network  # its status is another where there is a Swarm
             if network and f"network {network} not found" in str(error.explanation):
                 raise LaunchError(
                     f'there is no network "{network}": docker network create {network}'
