@@ -3,7 +3,6 @@
 import socket
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -33,7 +32,7 @@ class HelloHandler(BaseHTTPRequestHandler):
             self._discard(int(length))
         if self.server.delay:
             with self.server.room:
-                time.sleep(self.server.delay)
+                self.server.over.wait(self.server.delay)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(BODY)))
@@ -67,6 +66,7 @@ class HelloServer(ThreadingHTTPServer):
         """``port`` 0 lets the system choose. ``name`` is ``host:port`` unless given, or this
         machine's name where ``host`` stands for all of its addresses, as in a container. Each
         request takes ``delay`` seconds, and so many are worked on ``at_once``: others wait."""
+        self.over = threading.Event()
         self.address_family, address = net.resolve_to_listen(host, port)
         try:
             super().__init__(address, HelloHandler)
@@ -85,6 +85,10 @@ class HelloServer(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name = str(self.server_address[0])
         self.server_port = self.server_address[1]
+
+    def server_close(self) -> None:
+        self.over.set()
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is nothing to report."""
