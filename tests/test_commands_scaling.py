@@ -1,8 +1,12 @@
 """The commands that scale a running proxy's targets, and roll out another version of them."""
 
+import contextlib
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,7 +20,7 @@ from pyproxy.control.status import Status
 from pyproxy.settings import parse
 from tests.admin import admin_of
 from tests.fleets import made, needs_fork, state, version
-from tests.programs import program
+from tests.programs import environment, program
 from tests.support import eventually, get
 
 pytestmark = needs_fork
@@ -79,6 +83,26 @@ def test_a_rollout_is_held_resumed_and_taken_back(proxy: Proxy, say: Say) -> Non
     assert back.output.endswith(f"went back to {OLD}: aborted by the operator\n")
     again = say("rollout", "--abort")
     assert (again.exit_code, again.output) == (1, "no rollout is under way\n")
+
+
+def test_on_a_terminal_one_line_tells_the_progress(proxy: Proxy, admin: AdminServer) -> None:
+    ours, theirs = os.openpty()
+    words = ("rollout", "--command", NEW, "--admin", admin.url)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyproxy", *words], stdout=theirs, stderr=theirs, env=environment()
+    )
+    os.close(theirs)
+    told = b""
+    with process, contextlib.suppress(OSError):  # so a terminal ends
+        while data := os.read(ours, 4096):
+            told += data
+    os.close(ours)
+    assert process.returncode == 0
+    line, reminder, rest = told.decode().split("\r\n")
+    assert line.count("\r\x1b[K") > 2
+    assert line.endswith(f"rollout of {NEW} has finished")
+    assert (reminder[:9], rest) == ("still in ", "")
+    assert get(proxy.url).body == b"new"
 
 
 def test_an_interrupt_ends_the_following_alone(proxy: Proxy, admin: AdminServer) -> None:

@@ -175,6 +175,7 @@ def all_there_are(running: Program, name: bytes) -> None:
 
 def test_another_version_in_the_settings_file_is_rolled_out(tmp_path: Path) -> None:
     with served(tmp_path) as (running, said), Load(running.url, clients=2) as load:
+        running.wait_for(r" and serves 2 to 4 targets made of python .* old good$")
         load.goes_on()
         said["scaling"]["command"] = version("new")
         (tmp_path / "appsettings.json").write_text(json.dumps(said))
