@@ -37,9 +37,9 @@ from tests.support import (
     answer,
     ask,
     client,
-    closed_port,
     eventually,
     get,
+    held_port,
     letters,
     replying,
 )
@@ -416,7 +416,8 @@ def test_a_post_that_may_have_been_seen_is_not_sent_twice() -> None:
 def test_when_nobody_is_left_it_says_so() -> None:
     http2 = {"prior_knowledge": True}
     with (
-        Proxy(targets=[f"http://127.0.0.1:{closed_port()}"], http2=http2) as proxy,
+        held_port() as dead,
+        Proxy(targets=[f"http://127.0.0.1:{dead}"], http2=http2) as proxy,
         Http2Client(proxy.url) as one,
     ):
         reply = one.get()
