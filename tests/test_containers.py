@@ -574,7 +574,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def in_swarm(engine: Any) -> Iterator[None]:
-    with alone_on_this_machine(), swarm_of(engine):
+    with alone_on_this_machine("docker"), swarm_of(engine):
         yield
 
 

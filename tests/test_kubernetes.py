@@ -18,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from tests.programs import DEADLINE, Program, command, program, run
+from tests.programs import Program, command, program, run
 from tests.support import closed_port, eventually, get, letters
 from tests.test_program import admin, needs_fork
 

@@ -15,7 +15,9 @@ from tests.support import DEADLINE, eventually
 PAGE = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("alone")  # its ports are fixed
+ALONE
+
+
 def test_the_first_settings_and_commands_work_as_written(tmp_path: Path) -> None:
     block = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)
     assert block

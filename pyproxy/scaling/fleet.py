@@ -42,6 +42,10 @@ _YOUNG = 5.0  # seconds: one that dies sooner has failed
 _PAUSE, _LONGEST = 0.5, 30.0  # seconds before the next start after a failure; doubled each time
 
 
+class Waiting(Protocol):
+    def wait(self, seconds: float) -> None: ...
+
+
 class Hands(Protocol):
     """What it takes of ``control.Verbs``. Each raises ``ControlError``."""
 
@@ -601,7 +605,7 @@ class Fleet:
         except LaunchError as error:
             log.error("scaling %s: targets are left behind: %s", self._pool, error)
 
-    def retire(self, successor: "Fleet | None") -> None:
+    def retire(self, successor: "Waiting | None") -> None:
         """Drains all its targets when those of the successor serve, then stops; in a thread of its
         own."""
 

@@ -2,15 +2,18 @@
 
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pyproxy.errors import ControlError, SettingsError
+from pyproxy.errors import ControlError
 from pyproxy.readers import Json
 from pyproxy.scaling.engine import Engine
 from pyproxy.scaling.fleet import Fleet, Hands
 from pyproxy.scaling.launcher import Launcher
 from pyproxy.scaling.processes import ProcessLauncher
+from pyproxy.scaling.replicas import Replicas
+from pyproxy.scaling.swarm import Swarm
 from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import PoolSettings
 from pyproxy.services import name_of
@@ -23,18 +26,21 @@ def _launcher(said: Scaling, pool: str, settings: Settings) -> Launcher:
     if said.launcher == "docker":
         from pyproxy.scaling.containers import DockerLauncher  # only here: docker is an extra
 
-        addresses = " ".join(one.url for one in settings.listen)
-        return DockerLauncher(said, said.owner or f"{socket.gethostname()} {addresses}", pool)
+        return DockerLauncher(said, said.owner or _owner(settings), pool)
     return ProcessLauncher(said)
+
+
+def _owner(settings: Settings) -> str:
+    """The same at the next start, and of no other program: nobody else listens there."""
+    places = [one.url for one in settings.listen if one.place[2]]
+    return " ".join([socket.gethostname(), *(places or [uuid.uuid4().hex])])
 
 
 def check(settings: Settings) -> None:
     """Whether targets can be made here as these settings say. Raises ``SettingsError``."""
     for said in scaled(settings).values():
-        if said.scaling and said.scaling.launcher == "docker":
-            Engine("docker")
-        elif said.scaling and said.scaling.launcher != "process":
-            raise SettingsError([f'scaling.launcher: "{said.scaling.launcher}" is not there yet'])
+        if said.scaling and said.scaling.launcher != "process":
+            Engine(said.scaling.launcher).close()
 
 
 def scaled(settings: Settings) -> dict[str, PoolSettings]:
@@ -50,7 +56,7 @@ class Fleets:
         """``left`` is what ``leave`` of the program before has told."""
         self._hands = hands
         self._left = dict(left or {})
-        self._fleets: dict[str, Fleet] = {}
+        self._fleets: dict[str, Fleet | Replicas] = {}
         self._said: dict[str, Scaling] = {}
         self.hurried: Callable[[], bool] = lambda: False
 
@@ -63,20 +69,26 @@ class Fleets:
             for name, one in said.items()
             if name in self._said and one.place == self._said[name].place
         }
-        made = {
-            name: _launcher(one, name, settings) for name, one in said.items() if name not in same
-        }
         gone = {name: self._fleets.pop(name) for name in self._fleets.keys() - same}
         for name in same:
             self._fleets[name].configure(wanted[name])
-        for name, own in made.items():
-            left = self._left.pop(name, None)
-            fleet = Fleet(name, wanted[name], self._hands, own, left, gone.get(name))
-            self._fleets[name] = fleet
-            fleet.start()
+        for name in said.keys() - same:
+            self._fleets[name] = self._made(name, wanted[name], settings, gone.get(name))
+            self._fleets[name].start()
         for name, old in gone.items():
             old.retire(self._fleets.get(name))
         self._said = said
+
+    def _made(
+        self, name: str, said: PoolSettings, settings: Settings, old: Fleet | Replicas | None
+    ) -> Fleet | Replicas:
+        assert said.scaling
+        left = self._left.pop(name, None)
+        if said.scaling.launcher == "swarm":
+            return Replicas(name, said, self._hands, Swarm(said.scaling))
+        launcher = _launcher(said.scaling, name, settings)
+        before = old if isinstance(old, Fleet) else None
+        return Fleet(name, said, self._hands, launcher, left, before)
 
     def wait(self) -> None:
         """Until all targets that are wanted serve, or have failed to, or ``hurried()``, or for half
@@ -106,7 +118,7 @@ class Fleets:
         fleet.change_rollout(action)
         return fleet.describe()
 
-    def _find(self, pool: str) -> Fleet:
+    def _find(self, pool: str) -> Fleet | Replicas:
         """Of the pool with this name; without one, the only one or the first. Raises
         ``ControlError``."""
         if not self._fleets:
