@@ -477,6 +477,33 @@ except OperationalError:
         assert json.loads(running.stdout[-1]) == project.ports[2]
 
 
+def test_what_is_half_read_fails_and_the_next_read_does_not(
+    project: Project, first: Server
+) -> None:
+    source = """
+settings.PYPROXY_ROUTER = {"PINNED": 0}
+more = Note.objects.bulk_create([Note(text="more") for _ in range(9)])
+for alias in "replica1", "replica2":
+    while not Note.objects.using(alias).filter(pk=more[-1].pk).exists():
+        time.sleep(0.01)
+rows = Note.objects.iterator(chunk_size=1)
+next(rows)
+tell("ready")
+sys.stdin.readline()
+try:
+    list(rows)
+except OperationalError:
+    tell([at(), at()])
+Note.objects.filter(text="more").delete()
+"""
+    with project.script(source) as running:
+        running.wait_for("ready")
+        first.kill_processes()
+        running.close_input()
+        assert running.wait() == 0, running.text
+        assert json.loads(running.stdout[-1]) == [project.ports[2]] * 2
+
+
 def test_an_error_of_the_query_is_the_programs(project: Project) -> None:
     told = project.result(
         """

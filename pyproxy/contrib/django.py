@@ -167,6 +167,8 @@ class ReplicaRouter:
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         if self._home(hints) not in (None, *self._ours):
             return None
+        if waiting := _waiting.get():
+            waiting.target = None  # Django asked where to read before this write, and won't
         pin()
         return self._primary
 
