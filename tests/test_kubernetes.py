@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from tests.programs import Program, command, program, run
-from tests.support import closed_port, eventually, get, letters
+from tests.support import DEADLINE, closed_port, eventually, get, letters
 from tests.test_program import admin, needs_fork
 
 FOLDER = Path(__file__).parents[1] / "examples" / "kubernetes"

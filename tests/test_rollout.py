@@ -12,7 +12,7 @@ import requests
 from pyproxy import Proxy
 from tests.fleets import made, needs_fork, scaling, state, version
 from tests.programs import Program, program, run
-from tests.support import Load, eventually, get
+from tests.support import DEADLINE, Load, eventually, get
 
 pytestmark = needs_fork
 

@@ -6,16 +6,13 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
 import requests
 
+from tests.conftest import alone_on_this_machine
 from tests.programs import ROOT, program, run
 from tests.support import DEADLINE, eventually
 
 PAGE = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-
-
-ALONE
 
 
 def test_the_first_settings_and_commands_work_as_written(tmp_path: Path) -> None:
@@ -29,7 +26,7 @@ def test_the_first_settings_and_commands_work_as_written(tmp_path: Path) -> None
         "python -m pyproxy status",
         "python -m pyproxy scale 4",
     ]
-    with program(cwd=tmp_path) as proxy:
+    with alone_on_this_machine("ports"), program(cwd=tmp_path) as proxy:
         assert proxy.url == json.loads(block[1])["listen"]
         answer = requests.get("http://127.0.0.1:8000/", timeout=DEADLINE)
         assert answer.text == "Hello, world!"
