@@ -291,6 +291,15 @@ class Swarm:
     def proxy(self) -> str:
         return self.docker("ps", "-q", "-f", f"name={self.stack}_proxy")
 
+    def is_removed(self) -> bool:
+        """Removes it, which fails while a task that ends still has the network."""
+        try:
+            self.documented("docker stack rm")
+        except AssertionError as error:
+            assert "in use by task" in str(error)
+            return False
+        return True
+
     def live(self) -> int:
         status = self.documented("docker exec")
         return len(re.findall(r"^http://[\d.]+:8000 +live ", status, re.MULTILINE))
@@ -307,7 +316,7 @@ def swarm(compose: Compose) -> Iterator[Swarm]:
         swarm.documented("docker stack deploy")
         yield swarm
     finally:
-        swarm.documented("docker stack rm")
+        eventually(swarm.is_removed, 60)
         if not active:
             swarm.documented("docker swarm leave")
         label = f"label=com.docker.stack.namespace={swarm.stack}"
