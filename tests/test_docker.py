@@ -322,6 +322,7 @@ def swarm(compose: Compose) -> Iterator[Swarm]:
             swarm.documented("docker swarm leave")
         label = f"label=com.docker.stack.namespace={swarm.stack}"
         eventually(lambda: not compose.docker("ps", "-aq", "-f", label), 60)
+        compose.docker("image", "rm", "--force", f"{compose.project}:2")
 
 
 def test_the_proxies_follow_the_scale_of_the_targets_and_no_request_fails(swarm: Swarm) -> None:
