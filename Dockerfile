@@ -3,7 +3,9 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY pyproxy/ pyproxy/
-RUN pip install --no-cache-dir --root-user-action=ignore --prefix=/install ".[metrics]"
+# --build-arg EXTRAS=metrics,docker: what else it is to have
+ARG EXTRAS=metrics
+RUN pip install --no-cache-dir --root-user-action=ignore --prefix=/install ".${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.12-slim
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

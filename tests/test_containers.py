@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import subprocess
 import tarfile
 import threading
 import time
@@ -507,7 +509,8 @@ def test_an_engine_that_says_nothing_is_away(
         with pytest.raises(LauncherAway, match=r"silent\.sock doesn't answer: timed out"):
             launcher.adopt()
         with pytest.raises(LauncherAway, match="timed out"):
-            launcher.close()
+            launcher.start("web-1", Version(image="x"))
+        launcher.close(keep=True)
 
 
 @pytest.mark.parametrize("host", ["carrier-pigeon://home", "tcp://host:port", "tcp://host"])
@@ -778,6 +781,55 @@ def test_targets_serve_on_while_the_engine_is_away(place: Place, relay: Relay) -
         assert load.failures == []
         assert set(scaled.live) > set(before)
     assert place.containers() == []
+
+
+def test_a_proxy_in_a_container_makes_others_and_needs_not_be_root(
+    place: Place, engine: Any, tmp_path: Path
+) -> None:
+    if "://" in ENGINE_SOCKET:
+        pytest.skip("the engine isn't reached through a socket of this machine")
+    if not shutil.which("docker"):
+        pytest.skip("docker is not on PATH")  # the SDK can't build with BuildKit
+    own = network = place.owner
+    build = ["docker", "build", "--build-arg", "EXTRAS=metrics,docker", "--tag", own, "."]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    settings = tmp_path / "appsettings.json"
+    scaling = scaling_of(place, network=network)
+    settings.write_text(
+        json.dumps({"listen": f"http://0.0.0.0:{PORT}", "scaling": scaling}), encoding="utf-8"
+    )
+    settings.chmod(0o644)
+    engine.create_network(network)
+    proxy = engine.create_container(
+        own,
+        host_config=engine.create_host_config(
+            network_mode=network,
+            binds=[
+                f"{ENGINE_SOCKET}:/var/run/docker.sock",
+                f"{settings}:/app/appsettings.json:ro",
+            ],
+            group_add=[os.stat(ENGINE_SOCKET).st_gid],
+            port_bindings={PORT: ("127.0.0.1", None)},
+        ),
+        ports=[PORT],
+    )["Id"]
+    try:
+        engine.start(proxy)
+        found = engine.inspect_container(proxy)["NetworkSettings"]["Ports"][f"{PORT}/tcp"]
+        itself = Instance("proxy", f"http://127.0.0.1:{found[0]['HostPort']}", Version(), proxy)
+        eventually(lambda: answers(itself) == "hello", BUSY)
+        eventually(lambda: len(place.containers()) == 2, BUSY)
+        assert engine.exec_start(engine.exec_create(proxy, "id -u")["Id"]).strip() != b"0"
+        engine.stop(proxy, timeout=40)
+        assert engine.inspect_container(proxy)["State"]["ExitCode"] == 0
+        assert place.containers() == []
+    finally:
+        engine.remove_container(proxy, force=True)
+        for one in place.containers():
+            engine.remove_container(one["Id"], force=True, v=True)
+        engine.remove_network(network)
+        engine.remove_image(own, force=True)
 
 
 def test_the_settings_of_the_page_are_valid() -> None:
