@@ -8,12 +8,10 @@ from typing import Any
 
 from pyproxy.errors import ControlError
 from pyproxy.readers import Json
-from pyproxy.scaling.engine import Engine
 from pyproxy.scaling.fleet import Fleet, Hands
 from pyproxy.scaling.launcher import Launcher
 from pyproxy.scaling.processes import ProcessLauncher
 from pyproxy.scaling.replicas import Replicas
-from pyproxy.scaling.swarm import Swarm
 from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import PoolSettings
 from pyproxy.services import name_of
@@ -40,6 +38,8 @@ def check(settings: Settings) -> None:
     """Whether targets can be made here as these settings say. Raises ``SettingsError``."""
     for said in scaled(settings).values():
         if said.scaling and said.scaling.launcher != "process":
+            from pyproxy.scaling.engine import Engine  # only here, as above
+
             Engine(said.scaling.launcher).close()
 
 
@@ -85,6 +85,8 @@ class Fleets:
         assert said.scaling
         left = self._left.pop(name, None)
         if said.scaling.launcher == "swarm":
+            from pyproxy.scaling.swarm import Swarm  # only here, as above
+
             return Replicas(name, said, self._hands, Swarm(said.scaling))
         launcher = _launcher(said.scaling, name, settings)
         before = old if isinstance(old, Fleet) else None

@@ -3,16 +3,18 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyproxy.errors import ControlError
 from pyproxy.readers import Json
 from pyproxy.scaling.fleet import Fleet, Hands
 from pyproxy.scaling.launcher import LaunchError
 from pyproxy.scaling.load import Load
-from pyproxy.scaling.swarm import Swarm
 from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import PoolSettings
+
+if TYPE_CHECKING:
+    from pyproxy.scaling.swarm import Swarm
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ class Replicas:
 
     ids: frozenset[str] = frozenset()  # no target is made here
 
-    def __init__(self, pool: str, said: PoolSettings, hands: Hands, swarm: Swarm) -> None:
+    def __init__(self, pool: str, said: PoolSettings, hands: Hands, swarm: "Swarm") -> None:
         assert said.scaling
         self._pool = pool
         self._rules: Scaling = said.scaling
