@@ -575,9 +575,15 @@ class Service:
         eventually(lambda: not self.engine.containers(all=True, filters=label), BUSY)
 
 
-@pytest.fixture(scope="module")
-def in_swarm(engine: Any) -> Iterator[None]:
-    with alone_on_this_machine("docker"), swarm_of(engine):
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with alone_on_this_machine("docker"):
+        yield
+
+
+@pytest.fixture
+def in_swarm(engine: Any, alone: None) -> Iterator[None]:
+    with swarm_of(engine):
         yield
 
 
@@ -590,7 +596,7 @@ def service_of(engine: Any, image: str, mode: Any) -> Iterator[Service]:
         service.remove()
 
 
-def test_an_engine_outside_of_a_swarm_is_told_to_be_one(engine: Any) -> None:
+def test_an_engine_outside_of_a_swarm_is_told_to_be_one(engine: Any, alone: None) -> None:
     if engine.info()["Swarm"]["LocalNodeState"] != "inactive":
         pytest.skip("the Docker engine is in a Swarm")
     swarm = Swarm(read_scaling({"launcher": "swarm", "service": "x"}))
