@@ -507,6 +507,20 @@ def test_a_target_may_end_with_its_input() -> None:
         assert target.wait() == 0
 
 
+def test_a_target_may_take_its_time_for_so_many_requests_at_once() -> None:
+    with (
+        program("target", "--port", "0", "--delay", "0.2", "--at-once", "2") as target,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(client(target.url)) for _ in range(5)]
+        began = time.monotonic()
+        for wire in wires:
+            wire.send(GET)
+        for wire in wires:
+            assert wire.read_message().status == 200
+        assert time.monotonic() - began >= 0.6  # two, two and one
+
+
 # spam
 
 

@@ -219,7 +219,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="targets are for
 
 @needs_fork
 def test_targets_follow_the_load_and_no_request_fails() -> None:
-    with program(*SCALING, "9") as demo:
+    with program(*SCALING, "6") as demo:
         assert demo.wait(120) == 0, demo.text
     assert demo.stderr == []
     assert "\x1b" not in demo.text
