@@ -93,7 +93,7 @@ class Seen(Control):
         now = time.time()
         long = "python -m some.application " * 5 + "x" * 100
         decision = {"at": now - 90, "from": 2, "to": 3, "reason": f"<b>slow</b> {long}"}
-        signals = {"targets": 2, "coming": 1, "rate": 9.5, "response_time": 0.25}
+        signals = {"targets": 2, "coming": 1, "rate": 9.5, "response_time": 0.25, "others": 0}
         rollout = {"from": long, "to": long, "state": "paused", "reason": "", "began": now}
         found["pools"][0]["scaling"] = {
             **{"launcher": "docker", "min": 1, "max": 10, "auto": True, "wanted": 3},

@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import re
+import shlex
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ import requests
 
 from pyproxy import Proxy
 from tests.fleets import made, needs_fork, scaling, state, version
-from tests.programs import Program, program, run
+from tests.programs import ROOT, Program, program, run
 from tests.support import DEADLINE, Load, eventually, get
 
 pytestmark = needs_fork
@@ -149,6 +153,39 @@ def test_a_rollout_that_is_aborted_on_its_way_brings_back_the_old_version() -> N
 
 
 # A program, its settings, and its commands.
+
+
+def varying(line: str) -> str:
+    """Without what is another each time."""
+    return re.sub(r"^\d+ s|\b\d of 2|default-\d+", "…", line)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not on PATH")
+def test_the_page_of_the_documentation_says_what_happens(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Rolling update\n")[2].partition("\n## ")[0]
+    [shown] = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    here = "http://127.0.0.1:0"
+    said = {**json.loads(shown), "listen": here, "admin": {"listen": here}}
+    said["scaling"]["rollout"]["observe"] = "2s"  # commands take longer on a busy machine
+    (tmp_path / "appsettings.json").write_text(json.dumps(said))
+    consoles = "".join(re.findall(r"```console\n(.*?)```", section, re.DOTALL))
+    commands = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", consoles, re.MULTILINE)
+    assert len(commands) == 9
+    with program(cwd=tmp_path) as running:
+        admin = running.wait_for(r"admin: (http://\S+)")[1]
+        for line, output in commands:
+            words = shlex.split(line.replace("http://127.0.0.1:8404", admin))
+            if words[0] == "curl":
+                told = json.loads(subprocess.check_output(words, text=True, timeout=DEADLINE))
+                assert told.keys() >= (
+                    json.loads(output).keys() if output else {"rollout", "wanted"}
+                )
+                continue
+            done = run(*words[3:], "--admin", admin, cwd=tmp_path)
+            assert done.returncode == ("--nmae" in line), done.stderr
+            assert varying(done.stdout.splitlines()[-1]) == varying(output.splitlines()[-1])
+        assert running.stop() == 0
 
 
 @contextlib.contextmanager
