@@ -22,7 +22,7 @@ import pytest
 import requests
 
 from pyproxy import Proxy
-from pyproxy.errors import SettingsError
+from pyproxy.errors import ControlError, SettingsError
 from pyproxy.scaling import engine as engine_module
 from pyproxy.scaling.containers import DockerLauncher
 from pyproxy.scaling.engine import Engine
@@ -32,7 +32,7 @@ from pyproxy.scaling_settings import Scaling, Version, read_scaling
 from pyproxy.settings import parse
 from tests.conftest import alone_on_this_machine
 from tests.programs import ROOT, program
-from tests.support import Load, RawTarget, Wire, eventually, get
+from tests.support import Load, RawTarget, Wire, eventually, get, letters
 
 docker = pytest.importorskip("docker")
 
@@ -570,7 +570,8 @@ class Service:
         return {one["ID"] for one in found if one["Status"]["State"] == "running"}
 
     def remove(self) -> None:
-        self.engine.remove_service(self.id)
+        with contextlib.suppress(docker.errors.NotFound):
+            self.engine.remove_service(self.id)
         label = {"label": [f"com.docker.swarm.service.id={self.id}"]}
         eventually(lambda: not self.engine.containers(all=True, filters=label), BUSY)
 
@@ -676,6 +677,40 @@ def test_a_swarm_whose_engine_is_away_is_told_and_found_again(
         swarm.close()
 
 
+def test_a_pool_behind_a_swarm_s_service_is_scaled_by_people_and_by_its_load(
+    engine: Any, image: str, in_swarm: None
+) -> None:
+    """Three targets that nobody asks anything of: too many."""
+    mode = docker.types.ServiceMode("replicated", 2)
+    said = {"launcher": "swarm", "min": 2, "max": 4, "interval": "200ms", "cooldown": "400ms"}
+
+    def replicas() -> int:
+        spec = engine.inspect_service(service.id)["Spec"]
+        return int(spec["Mode"]["Replicated"]["Replicas"])
+
+    with service_of(engine, image, mode) as service, letters("abc") as targets:
+        scaling = {**said, "service": service.name, "auto": False}
+        with Proxy(targets=[one.url for one in targets], scaling=scaling) as proxy:
+            told = Scaled(proxy)
+            assert proxy.control.scale(3)["wanted"] == 3
+            assert replicas() == 3
+            with pytest.raises(ControlError, match="expected from 2 to 4"):
+                proxy.control.scale(5)
+            with pytest.raises(ControlError, match=f"docker service update .* {service.name}"):
+                proxy.control.roll_out({"image": "new"})
+            by_load = {**scaling, "auto": True, "cpu_high": None, "cpu_low": None}
+            urls = [one.url for one in targets]
+            proxy.reload(
+                parse({"listen": "http://127.0.0.1:0", "targets": urls, "scaling": by_load})
+            )
+            eventually(lambda: replicas() == 2, BUSY)
+            eventually(lambda: told.scaling["decisions"][-1]["to"] == 2)
+            assert told.scaling["decisions"][-1]["reason"].startswith("no requests")
+            service.remove()
+            eventually(lambda: "there is no service" in told.scaling["problem"], BUSY)
+            assert get(proxy.url).status == 200
+
+
 class Scaled:
     """A pool of a proxy: its scaling, as the status tells of it."""
 
@@ -683,9 +718,14 @@ class Scaled:
         self._proxy = proxy
 
     @property
-    def live(self) -> list[str]:
+    def scaling(self) -> dict[str, Any]:
         (pool,) = self._proxy.control.snapshot()["pools"]
-        made = pool["scaling"]["instances"]
+        found: dict[str, Any] = pool["scaling"]
+        return found
+
+    @property
+    def live(self) -> list[str]:
+        made = self.scaling["instances"]
         return [one["handle"] for one in made if one["phase"] == "live"]
 
     def reach(self, count: int) -> None:
