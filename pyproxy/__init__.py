@@ -3,6 +3,6 @@
 from pyproxy.app import Proxy
 from pyproxy.balancing.hashring import HashRing
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = ["HashRing", "Proxy", "__version__"]
