@@ -1,6 +1,7 @@
 """Scaling settings: how a pool's targets are made, how many there may be, and what decides that."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -65,6 +66,12 @@ def _is_name(name: str) -> bool:
     return bool(name) and "=" not in name and "\0" not in name
 
 
+def _quoted(word: str) -> str:
+    """As a shell wants it; braces alone are no reason for quotes."""
+    plain = word.replace("{port}", "port")
+    return word if shlex.quote(plain) == plain else shlex.quote(word)
+
+
 @dataclass(frozen=True)
 class Version:
     """What a target is made from."""
@@ -74,7 +81,7 @@ class Version:
     environment: Environment = Environment()
 
     def __str__(self) -> str:
-        return self.image or " ".join(self.command)
+        return self.image or " ".join(map(_quoted, self.command))
 
 
 @dataclass(frozen=True)

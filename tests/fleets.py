@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pyproxy.control.control import Verbs
+from pyproxy.scaling_settings import Version
 
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="processes need fork")
 
@@ -16,6 +17,11 @@ _SCRIPT = str(Path(__file__).with_name("version.py"))
 def version(name: str, mode: str = "good") -> list[str]:
     """The command of one that answers with its name (``tests/version.py``)."""
     return ["python", _SCRIPT, "{port}", name, mode]
+
+
+def line(command: list[str]) -> str:
+    """As it is typed, and told."""
+    return str(Version(tuple(command)))
 
 
 def made(name: str = "old", count: int = 1, **more: Any) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from pyproxy.control.api import AdminServer
 from pyproxy.control.status import Status
 from pyproxy.settings import parse
 from tests.admin import admin_of
-from tests.fleets import made, needs_fork, state, version
+from tests.fleets import line, made, needs_fork, state, version
 from tests.programs import environment, program
 from tests.support import eventually, get
 
 pytestmark = needs_fork
 
 Say = Callable[..., Result]
-OLD, NEW = " ".join(version("old")), " ".join(version("new"))
+OLD, NEW = line(version("old")), line(version("new"))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_new_version_is_followed_until_it_is_there(proxy: Proxy, say: Say) -> 
 
 
 def test_a_version_that_fails_is_an_exit_status_of_one(proxy: Proxy, say: Say) -> None:
-    bad = " ".join(version("new", "crash"))
+    bad = line(version("new", "crash"))
     done = say("rollout", "--command", bad)
     assert done.exit_code == 1
     last = done.output.splitlines()[-1]
@@ -71,7 +71,7 @@ def test_a_version_that_fails_is_an_exit_status_of_one(proxy: Proxy, say: Say) -
 
 
 def test_a_rollout_is_held_resumed_and_taken_back(proxy: Proxy, say: Say) -> None:
-    bad = " ".join(version("new", "hang"))
+    bad = line(version("new", "hang"))
     begun = say("rollout", "--command", bad, "--env", "A=1", "--env", "B==", "--no-wait")
     assert (begun.exit_code, begun.output) == (0, f"rollout of {bad}: 0 of 1 targets are new\n")
     held = say("rollout", "--pause", "--pool", "default")
@@ -106,7 +106,7 @@ def test_on_a_terminal_one_line_tells_the_progress(proxy: Proxy, admin: AdminSer
 
 
 def test_an_interrupt_ends_the_following_alone(proxy: Proxy, admin: AdminServer) -> None:
-    slow = " ".join(version("new", "hang"))
+    slow = line(version("new", "hang"))
     with program("rollout", "--command", slow, "--admin", admin.url) as running:
         running.wait_for("0 of 1 targets are new")
         running.send(signal.SIGINT)
@@ -118,7 +118,7 @@ def test_an_interrupt_ends_the_following_alone(proxy: Proxy, admin: AdminServer)
 def test_one_that_is_replaced_by_another_is_not_followed_further(
     proxy: Proxy, admin: AdminServer
 ) -> None:
-    slow = " ".join(version("new", "hang"))
+    slow = line(version("new", "hang"))
     with program("rollout", "--command", slow, "--admin", admin.url) as running:
         running.wait_for("0 of 1 targets are new")
         said = {"listen": "http://127.0.0.1:0", "scaling": made("newer"), "sleeping": 60}
@@ -155,7 +155,7 @@ def test_wrong_usage_is_told(say: Say, words: tuple[str, ...], said: str) -> Non
 def test_the_status_tells_of_targets_that_are_made(proxy: Proxy, say: Say) -> None:
     say("scale", "2")
     eventually(lambda: len(proxy.pool.live) == 2)
-    say("rollout", "--command", " ".join(version("new", "crash")))
+    say("rollout", "--command", line(version("new", "crash")))
     lines = say("status").output.splitlines()
     at = lines.index("default (hash_ring)") + 1
     assert lines[at] == f"  scaling (1 to 3, by hand): 2 of 2 serve; made of {OLD}"

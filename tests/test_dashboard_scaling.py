@@ -10,7 +10,7 @@ import pytest
 from pyproxy import Proxy
 from pyproxy.control.control import Control
 from tests import test_dashboard
-from tests.fleets import made, needs_fork, scaling, state, version
+from tests.fleets import line, made, needs_fork, scaling, state, version
 from tests.support import eventually
 from tests.test_dashboard import CONTRASTS, TOO_WIDE, Page, administered
 
@@ -45,7 +45,7 @@ def says(page: Page, *words: str) -> None:
 
 def test_targets_are_added_and_taken_away_by_a_click(page: Page) -> None:
     with shown(page) as control:
-        says(page, "1 of 1–3", "by hand", " ".join(version("old")))
+        says(page, "1 of 1–3", "by hand", line(version("old")))
         press(page, "One target more in the pool default")
         says(page, "2 of 1–3", "1 → 2: by the operator", "sec ago")
         eventually(lambda: scaling(control)["wanted"] == 2)

@@ -14,6 +14,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from tests.fleets import made
 from tests.programs import Program, command
 from tests.support import DEADLINE, closed_port, eventually, get, letters
 from tests.test_metrics import value
@@ -52,6 +53,7 @@ def at_work(folder: Path) -> Iterator[Program]:
             tcp=[{"listen": "127.0.0.1:0", "targets": [f"tcp://127.0.0.1:{b.port}"]}],
             workers=2,
             sleeping=60,
+            routes=[{"path": "/made/", "scaling": made()}],
             admin={"listen": "http://127.0.0.1:0", "password": CREDENTIALS[1]},
         )
         with said.running() as served:

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from pyproxy import Proxy
-from tests.fleets import made, needs_fork, scaling, state, version
+from tests.fleets import line, made, needs_fork, scaling, state, version
 from tests.programs import ROOT, Program, program, run
 from tests.support import DEADLINE, Load, eventually, get
 
@@ -73,7 +73,7 @@ def test_a_good_version_replaces_one_target_after_the_other_and_no_request_fails
         assert {done for done, _ in seen} >= {0, 1}
         all_are(proxy, b"new")
         eventually(lambda: len(scaling(proxy.control)["instances"]) == 2)
-        assert scaling(proxy.control)["version"] == " ".join(version("new"))
+        assert scaling(proxy.control)["version"] == line(version("new"))
     assert set(load.statuses) == {200}
 
 
@@ -104,7 +104,7 @@ def test_a_version_that_does_not_come_up_is_taken_back_and_no_request_fails(
         assert reason in found["reason"]
         eventually(lambda: handles(proxy) == before)  # the old ones have served all the time
         all_are(proxy, b"old")
-        assert scaling(proxy.control)["version"] == " ".join(version("old"))
+        assert scaling(proxy.control)["version"] == line(version("old"))
     assert set(load.statuses) == {200}
 
 
@@ -232,13 +232,13 @@ def test_several_workers_take_the_new_version_all_at_once(tmp_path: Path) -> Non
     with served(tmp_path, workers=2) as (running, _), Load(running.url, clients=2) as load:
         load.goes_on()
         admin = ("--admin", running.wait_for(r"admin: (http://\S+)")[1])
-        command = " ".join(version("new"))
+        command = line(version("new"))
         good = run("rollout", "--command", command, *admin)
         assert good.returncode == 0, good.stderr
         assert "still in appsettings.json: " in good.stdout
         load.goes_on()
         all_there_are(running, b"new")
-        bad = run("rollout", "--command", " ".join(version("newer", "crash")), *admin)
+        bad = run("rollout", "--command", line(version("newer", "crash")), *admin)
         assert bad.returncode == 1
         assert "there is a hole in it" in bad.stdout
         all_there_are(running, b"new")
