@@ -20,6 +20,7 @@ from pyproxy import settings
 from pyproxy.control.find import find
 from pyproxy.errors import ControlError, SettingsError
 from pyproxy.readers import Json, Text, address, url_of
+from pyproxy.scaling_settings import Version
 from pyproxy.sections import Admin
 
 COLOURS = {"live": "green", "evicted": "red", "draining": "yellow", "maintenance": "yellow"}
@@ -502,7 +503,8 @@ def _remind(client: Client, version: str, pool: str | None, of_more: bool) -> No
     for one in (said, *said["routes"]):
         name = f"{one.get('host') or ''}{one.get('path', 'default')}"
         if one["scaling"] and name == (pool or names[0]):
-            there = one["scaling"]["image"] or " ".join(one["scaling"]["command"])
+            made = one["scaling"]
+            there = str(Version(tuple(made["command"]), made["image"] or ""))
             if there and (there != version or of_more):
                 file = (status["settings"] or {}).get("file") or "the settings"
                 remedy = "the next start makes these: write the new version there, too"

@@ -65,14 +65,14 @@ def test_a_rollout_is_seen_held_and_taken_back(page: Page) -> None:
     with shown(page) as control:
         new = version("new", "hang")
         control.roll_out({"command": new})
-        says(page, f"Rollout of {' '.join(new)}: 0 of 1", "default-2 starting")
+        says(page, f"Rollout of {line(new)}: 0 of 1", "default-2 starting")
         bar = page.find(f"{PANEL} progress")
         assert (bar.aria_role, bar.accessible_name) == ("progressbar", "Rollout")
         press(page, "Pause: Rollout default")
         says(page, "is paused: 0 of 1")
         assert state(control) == "paused"
         press(page, "Resume: Rollout default")
-        says(page, f"Rollout of {' '.join(new)}: 0 of 1")
+        says(page, f"Rollout of {line(new)}: 0 of 1")
         press(page, "Abort: Rollout default")
         says(page, "went back: aborted by the operator", "sec ago")
         assert not bar.is_displayed()
