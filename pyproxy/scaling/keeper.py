@@ -46,12 +46,15 @@ class Keeper:
 
     def run(self) -> None:
         while self._kept or not self._over:
-            asked = [self._bell] + ([] if self._over else [self._own])
+            asked = select.poll()  # select() takes no descriptor from 1024 on
+            asked.register(self._bell, select.POLLIN)
+            if not self._over:
+                asked.register(self._own, select.POLLIN)
             wait = min(self._ends.values(), default=time.monotonic() + 60) - time.monotonic()
-            ready = select.select(asked, [], [], max(wait, 0))[0]
-            if self._bell in ready:
+            ready = [file for file, _ in asked.poll(max(wait, 0) * 1000)]
+            if self._bell.fileno() in ready:
                 self._bell.recv(4096)
-            if self._own in ready:
+            if self._own.fileno() in ready:
                 self._read()
             self._reap()
             self._kill_the_late()

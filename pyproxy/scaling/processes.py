@@ -87,7 +87,8 @@ class ProcessLauncher:
         if code is None:
             how = "ended with its keeper"
         elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            known_as = {one.value: one.name for one in signal.Signals}
+            how = f"was ended by {known_as.get(-code, f'signal {-code}')}"
         else:
             how = f"ended with status {code}"
         last = _last_words(instance.log)
