@@ -123,6 +123,18 @@ def test_a_version_that_fails_requests_is_taken_back_at_the_cost_of_its_share() 
     assert load.statuses[500] <= sent / 3 + 10, "one of three targets"
 
 
+def test_a_version_that_goes_out_of_service_takes_no_old_one_s_place() -> None:
+    """It is evicted after one failure, so that it never has three."""
+    with under_load(start_timeout="2s") as (proxy, load):
+        before = handles(proxy)
+        proxy.control.roll_out({"command": version("new", "shy")})
+        found = ends(proxy)
+        assert found["state"] == "returned"
+        assert "was out of service for 2 s" in found["reason"]
+        eventually(lambda: handles(proxy) == before)
+    assert set(load.statuses) == {200}
+
+
 def test_a_rollout_is_held_and_goes_on() -> None:
     with under_load() as (proxy, load):
         proxy.control.roll_out({"command": version("new")})

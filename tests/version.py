@@ -1,6 +1,7 @@
 """A version of a target: ``python tests/version.py PORT NAME [MODE]`` answers with its name.
 
-MODE: good; crash (ends at once); hang (never listens); 500 (says so to all but /health).
+MODE: good; crash (ends at once); hang (never listens); 500 (says so to all but /health); shy (after
+one answer to another request than /health it takes no connections, but stays).
 """
 
 import http.server
@@ -20,6 +21,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(name)))
         self.end_headers()
         self.wfile.write(name)
+        if mode == "shy" and self.path != "/health":
+            self.close_connection = True
+            threading.Thread(target=self.server.shutdown).start()
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -35,7 +39,10 @@ def main(port: str, name: str, mode: str = "good") -> None:
     if mode == "hang":
         threading.Event().wait()
     Handler.said = name.encode(), mode
-    Server(("127.0.0.1", int(port)), Handler).serve_forever()
+    with Server(("127.0.0.1", int(port)), Handler) as server:
+        server.daemon_threads = True
+        server.serve_forever()
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

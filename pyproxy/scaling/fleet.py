@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from pyproxy.balancing.counters import Totals
 from pyproxy.balancing.samples import Sample
 from pyproxy.balancing.target import Target
-from pyproxy.errors import ControlError
+from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.health.checks import CheckFailed, check_as
 from pyproxy.readers import Json, address
 from pyproxy.scaling.launcher import Instance, Launcher, LauncherAway, LaunchError
@@ -33,6 +33,7 @@ from pyproxy.scaling.plan import Member, plan
 from pyproxy.scaling.rollouts import Rollouts
 from pyproxy.scaling_settings import Scaling, Version
 from pyproxy.sections import PoolSettings
+from pyproxy.tcp.proxy_protocol import serialise
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ class _Made:
     instance: Instance | None = None
     id: str = ""  # in the pool
     since: float = field(default_factory=time.time)  # of the phase
+    begun: float = field(default_factory=time.monotonic)
     live_at: float = 0.0  # time.monotonic()
     lost_at: float | None = None  # since when it is evicted
+    back_at: float = 0.0  # since when it isn't any more
     reason: str = ""
     unwanted: threading.Event = field(default_factory=threading.Event)  # before it was healthy
     clearing: threading.Lock = field(default_factory=threading.Lock)
@@ -116,6 +119,7 @@ class Fleet:
         self._not_before = 0.0  # time.monotonic()
         self._problem = ""
         self._away = False  # the launcher doesn't answer
+        self._surprise = ""  # what was logged last
         self._next_look = 0.0
         self._resting = False
         self._stopping = False
@@ -182,9 +186,17 @@ class Fleet:
                     self._note_away(str(error))
                 except ControlError as error:  # the proxy begins or ends
                     log.debug("scaling %s: %s", self._pool, error)
+                except Exception as error:  # noqa: BLE001 - without this thread nobody keeps min
+                    self._note_surprise(error)
             with self._changed:
                 if not self._stopping:
                     self._changed.wait(_TICK)
+
+    def _note_surprise(self, error: Exception) -> None:
+        """Of what comes at each look, the log says it once."""
+        if (said := _told(error)) != self._surprise:
+            self._surprise = said
+            log.error("scaling %s: it goes on after %s", self._pool, said)
 
     # Who is there
 
@@ -226,7 +238,8 @@ class Fleet:
                 if target is None:  # somebody else has removed it
                     self._end(made, "it was removed")
                 elif target["state"] != "evicted":
-                    made.lost_at = None
+                    if made.lost_at is not None:
+                        made.lost_at, made.back_at = None, now
                 elif made.lost_at is None:
                     made.lost_at = now
             young = any(
@@ -342,16 +355,14 @@ class Fleet:
                 return
             now = time.monotonic()
             members = [
-                Member(
-                    one.name,
-                    one.version,
-                    serves=one.phase == "live",
-                    age=now - one.live_at if one.phase == "live" else 0.0,
-                    lost=bool(one.lost_at) and now - (one.lost_at or 0) > self._rules.start_timeout,
-                )
+                self._member(one, now)
                 for one in self._made.values()
                 if one.phase in ("starting", "live")
             ]
+            for one in members:
+                if one.lost and self._rollouts.is_new(one.version):
+                    limit = self._rules.start_timeout
+                    self._rollouts.turn_back(f"target {one.name} was out of service for {limit:g} s")
         in_flight = {}
         if len(members) > self._wanted:
             in_flight = {id: one["in_flight"] for id, one in (self._targets() or {}).items()}
@@ -372,16 +383,26 @@ class Fleet:
                 return
             for version in to_do.start[:1] if self._fails else to_do.start:
                 made = _Made(f"{_slug(self._pool)}-{next(self._numbers)}", version)
-                self._made[made.name] = made
                 self._live_in_thread(self._bring_up, made)
+                self._made[made.name] = made
+
+    def _member(self, made: _Made, now: float) -> Member:
+        serves = made.phase == "live" and made.lost_at is None
+        return Member(
+            made.name,
+            made.version,
+            serves=serves,
+            age=now - max(made.live_at, made.back_at) if serves else 0.0,
+            lost=now - (now if made.lost_at is None else made.lost_at) > self._rules.start_timeout,
+        )
 
     def _end(self, made: _Made, reason: str) -> None:
         """Has it end; under the lock."""
         if made.phase == "starting":
             made.unwanted.set()
         elif made.phase == "live":
-            made.enter("draining", reason)
             self._live_in_thread(self._bring_down, made)
+            made.enter("draining", reason)
 
     def _bring_up(self, made: _Made) -> None:
         try:
@@ -391,26 +412,28 @@ class Fleet:
             if not made.unwanted.is_set():
                 self._enter_pool(made, made.instance)
                 return
-        except (LaunchError, ControlError) as error:
+        except Exception as error:  # noqa: BLE001 - it would be counted as starting for ever
             if not made.unwanted.is_set():
-                self._note_failure(f"target {made.name} {error}", made)
+                self._note_failure(f"target {made.name} {_told(error)}", made)
         self._clear(made)
 
     def _wait_until_healthy(self, made: _Made, instance: Instance) -> None:
         _, host, port = address(instance.url, ("http",), "", 80)
-        target, check = Target(instance.url, host, port), check_as(self._said.health)
-        began, pause, good, said = time.monotonic(), _SOONEST, 0, "no answer"
-        while not made.unwanted.is_set() and good < self._said.health.rise:
+        said = self._said
+        hello = serialise(said.send_proxy, None) if said.send_proxy else b""
+        target, check = Target(instance.url, host, port), check_as(said.health, hello=hello)
+        began, pause, good, why = time.monotonic(), _SOONEST, 0, "no answer"
+        while not made.unwanted.is_set() and good < said.health.rise:
             if ended := self._fate(made):
                 raise LaunchError(ended)
             if time.monotonic() - began > self._rules.start_timeout:
                 limit = self._rules.start_timeout
-                raise LaunchError(f"wasn't healthy within {limit:g} s: {said}")
+                raise LaunchError(f"wasn't healthy within {limit:g} s: {why}")
             try:
                 check(target)
                 good += 1
             except CheckFailed as failure:
-                good, said = 0, str(failure)
+                good, why = 0, str(failure)
                 made.unwanted.wait(pause)
                 pause = min(pause * 1.5, _LATEST)
         if not made.unwanted.is_set() and (ended := self._fate(made)):
@@ -432,23 +455,45 @@ class Fleet:
             self._changed.notify_all()
 
     def _bring_down(self, made: _Made) -> None:
-        deadline = time.monotonic() + self._rules.drain_timeout
-        verbs = [self._hands.drain]
-        if self._said.sticky.cookie:  # clients bound to it come even then
-            verbs.append(self._hands.maintenance)
-        with contextlib.suppress(ControlError):
-            for verb in verbs:
-                verb(made.id, f"by scaling: {made.reason}")
-                while (target := (self._targets() or {}).get(made.id)) and target["in_flight"]:
-                    with self._changed:
-                        if self._stopping or time.monotonic() > deadline:
-                            break
-                        self._changed.wait(0.05)
-        with contextlib.suppress(ControlError):
-            self._hands.remove(made.id, f"by scaling: {made.reason}")
+        try:
+            self._drain(made)
+        except Exception as error:  # noqa: BLE001 - it is ended all the same
+            log.error("scaling %s: target %s: %s", self._pool, made.name, _told(error))
         with self._changed:
             made.enter("ending", made.reason)
         self._clear(made)
+
+    def _drain(self, made: _Made) -> None:
+        verbs = [self._hands.drain]
+        if self._said.sticky.cookie:  # clients bound to it come even then
+            verbs.append(self._hands.maintenance)
+        seen = True
+        for verb in verbs:
+            with contextlib.suppress(ControlError):
+                verb(made.id, f"by scaling: {made.reason}")
+            # Each has its time: what came until now, with the second verb, is finished, too.
+            seen = self._wait_while_busy(made)
+        if not seen:  # the pool doesn't know any more what it has under way
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._stopping or self._made.get(made.name) is not made,
+                    self._rules.drain_timeout,
+                )
+        with contextlib.suppress(ControlError):
+            self._hands.remove(made.id, f"by scaling: {made.reason}")
+
+    def _wait_while_busy(self, made: _Made) -> bool:
+        """At most ``drain_timeout``. False if it isn't in the pool."""
+        deadline = time.monotonic() + self._rules.drain_timeout
+        while True:
+            with contextlib.suppress(ControlError):
+                target = (self._targets() or {}).get(made.id)
+                if not (target and target["in_flight"]):
+                    return bool(target)
+            with self._changed:
+                if self._stopping or time.monotonic() > deadline:
+                    return True
+                self._changed.wait(0.05)
 
     def _clear(self, made: _Made) -> None:
         """Ends what is left of it, however long its launcher is away."""
@@ -463,8 +508,8 @@ class Fleet:
                 break
             except LauncherAway as error:
                 self._note_away(str(error))
-            except LaunchError as error:
-                log.error("scaling %s: target %s %s", self._pool, made.name, error)
+            except Exception as error:  # noqa: BLE001 - nothing more can be done
+                log.error("scaling %s: target %s %s", self._pool, made.name, _told(error))
                 break
             with self._changed:
                 if self._stopping or self._changed.wait_for(lambda: self._stopping, 2):
@@ -480,10 +525,12 @@ class Fleet:
                 self._rollouts.turn_back(said)
                 self._forgive()
             else:
-                self._fails += 1
-                self._failed_at = now
+                if not (made and self._fails and made.begun < self._failed_at):
+                    # Those that were started together fail together: that is one failure.
+                    self._fails += 1
+                    self._failed_at = now
                 pause = min(_PAUSE * 2 ** (self._fails - 1), _LONGEST)
-                self._not_before = now + pause
+                self._not_before = max(self._not_before, self._failed_at + pause)
                 self._problem = f"{said} (failure {self._fails} in a row)"
                 log.error("scaling %s: %s (another start in %g s)", self._pool, said, pause)
             self._changed.notify_all()
@@ -493,9 +540,15 @@ class Fleet:
             self._live_in_thread(what, made)
 
     def _live_in_thread(self, what: Callable[[_Made], None], made: _Made) -> None:
-        thread = threading.Thread(
-            target=what, args=(made,), name=f"pyproxy-target-{made.name}", daemon=True
-        )
+        """Under the lock: it begins when that is free. Raises ``RuntimeError`` if the system has no
+        thread left."""
+
+        def live() -> None:
+            with self._changed:
+                pass
+            what(made)
+
+        thread = threading.Thread(target=live, name=f"pyproxy-target-{made.name}", daemon=True)
         self._lives = {one for one in self._lives if one.is_alive()}
         thread.start()
         self._lives.add(thread)
@@ -630,6 +683,10 @@ def _all_at_once(what: Iterable[Callable[[], None]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, PyproxyError) else f"{type(error).__name__}: {error}"
 
 
 def _number(name: str) -> int:

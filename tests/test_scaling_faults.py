@@ -1,0 +1,181 @@
+"""Targets that are made, where something goes wrong that nobody has thought of."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyproxy import Proxy
+from pyproxy.scaling.processes import ProcessLauncher
+from tests.fleets import needs_fork
+from tests.support import client, eventually, get
+from tests.test_scaling import live, names, scaling, told
+
+pytestmark = needs_fork
+
+SLOW = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != "/health":
+            time.sleep(float(sys.argv[2]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_POST = do_GET
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def slow(seconds: float, **more: Any) -> dict[str, Any]:
+    """Targets that take their time for a request, and don't finish it when they are to end."""
+    return {**scaling(**more), "command": ["python", "-c", SLOW, "{port}", str(seconds)]}
+
+
+def busy(proxy: Proxy) -> int:
+    return sum(one.in_flight for one in proxy.pool.targets)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="the system has no such signals")
+def test_one_that_a_signal_without_a_name_has_ended_is_replaced() -> None:
+    with Proxy(scaling=scaling(min=1)) as proxy:
+        number = signal.SIGRTMIN + 1
+        os.kill(int(live(proxy)[0]["handle"]), number)
+        eventually(lambda: [one["name"] for one in live(proxy)] == ["default-2"])
+        assert f"was ended by signal {number}" in str(proxy.control.snapshot()["events"])
+
+
+def test_a_fleet_outlives_what_it_does_not_expect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = threading.Event()
+
+    def broken(*_: object) -> None:
+        asked.set()
+        raise KeyError("surprise")
+
+    with Proxy(scaling=scaling(min=1)) as proxy:
+        monkeypatch.setattr(ProcessLauncher, "ended", broken)
+        for _ in range(3):
+            asked.clear()
+            eventually(asked.is_set)
+        monkeypatch.undo()
+        os.kill(int(live(proxy)[0]["handle"]), signal.SIGKILL)
+        eventually(lambda: [one["name"] for one in live(proxy)] == ["default-2"])
+    said = [one.getMessage() for one in caplog.records if "surprise" in one.getMessage()]
+    assert said == ["scaling default: it goes on after KeyError: 'surprise'"], "once"
+
+
+def test_a_folder_that_is_away_is_told_and_targets_come_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with Proxy(scaling=scaling(min=1)) as proxy:
+        assert "No such file or directory: '/nowhere/" in told(proxy)["problem"]
+        monkeypatch.undo()
+        eventually(lambda: len(live(proxy)) == 1)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """The next descriptor is one that select() doesn't take."""
+    import resource  # not on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), before[1]))
+    held = []
+    while not held or held[-1] < 1024:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+    yield
+    for one in held:
+        os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_proxy_with_more_than_a_thousand_connections_can_start_its_keeper() -> None:
+    with Proxy(scaling=scaling(min=1)) as proxy:
+        assert len(names(proxy.url)) == 1
+
+
+def test_targets_that_fail_together_have_failed_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Else ten that die at once would be missed for half a minute."""
+    with Proxy(scaling=scaling(mode="brief", min=4)):
+        eventually(lambda: caplog.text.count("another start in") >= 4)
+    pauses = [one for one in caplog.text.splitlines() if "another start in" in one]
+    assert all("another start in 0.5 s" in one for one in pauses[:4])
+
+
+def test_one_that_is_removed_by_hand_finishes_what_it_has() -> None:
+    said = slow(1.5, min=1, drain_timeout="20s")
+    with Proxy(scaling=said, health={"path": "/health"}) as proxy:
+        [one] = live(proxy)
+        wire = client(proxy.url)
+        wire.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n")
+        eventually(lambda: busy(proxy) == 1)
+        proxy.control.remove(one["id"])
+        assert wire.read_message().status == 200
+        wire.close()
+
+
+def test_one_that_goes_finishes_the_requests_of_clients_that_are_bound_to_it() -> None:
+    """They come for as long as it drains, and have a request under way when it gets no more."""
+    said = slow(0.7, min=1, max=2, drain_timeout="1500ms")
+    statuses: list[int] = []
+    common: dict[str, Any] = {"health": {"path": "/health"}, "policy": "round_robin"}
+    with Proxy(scaling=said, sticky={"cookie": "at"}, **common) as proxy:
+        proxy.control.scale(2)
+        eventually(lambda: len(live(proxy)) == 2)
+        first = [get(proxy.url) for _ in range(2)]
+        cookies = [one.get("Set-Cookie").partition(";")[0] for one in first]
+        over = threading.Event()
+
+        def ask(cookie: str, wait: float) -> None:
+            over.wait(wait)
+            while not over.is_set():
+                wire = client(proxy.url)
+                head = f"POST / HTTP/1.1\r\nHost: test\r\nCookie: {cookie}\r\nContent-Length: 0"
+                wire.send(f"{head}\r\n\r\n".encode())
+                statuses.append(wire.read_message().status)
+                wire.close()
+
+        threads = [
+            threading.Thread(target=ask, args=(cookie, wait))
+            for cookie in cookies
+            for wait in (0, 0.2, 0.4)
+        ]
+        for thread in threads:
+            thread.start()
+        proxy.control.scale(1)
+        eventually(lambda: len(told(proxy)["instances"]) == 1)
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200}
+
+
+PICKY = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def handle(self):
+        if self.rfile.readline().startswith(b"PROXY "):
+            super().handle()
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_target_that_expects_a_proxy_header_is_asked_with_one(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(PICKY)
+    said = {**scaling(min=1), "command": ["python", str(tmp_path / "picky.py"), "{port}"]}
+    with Proxy(scaling=said, send_proxy=1) as proxy:
+        assert get(proxy.url).status == 200
