@@ -25,7 +25,7 @@ from pyproxy.control.admin import AdminPlace
 from pyproxy.control.control import Control, targets_said
 from pyproxy.control.handover import Inheritance
 from pyproxy.control.ledger import Memory
-from pyproxy.errors import ControlError, ListenError, SettingsError
+from pyproxy.errors import ControlError, ListenError, PyproxyError, SettingsError
 from pyproxy.health.history import History
 from pyproxy.http import routes
 from pyproxy.http.access_log import AccessLog
@@ -251,7 +251,7 @@ class Proxy:
             try:
                 self._access_log = _open_access_log(self.settings)
                 self._commit(self._parts)
-            except ListenError:
+            except PyproxyError:
                 self._close(handed_over=self._heir)
                 raise
 
@@ -302,6 +302,7 @@ class Proxy:
         if starting and self._alone:
             self.control.fleets.apply(settings)
             self.control.fleets.wait()
+            self.control.fleets.check()
         left, self._servers = self._servers, self._arranged(parts, opened)
         self._parts = parts
         for name, service in before.items():

@@ -176,9 +176,9 @@ class Program:
         runner = self.runner
         targets = targets_said(runner.settings)
         fleets = runner.control.fleets
-        fleets.rest()
-        try:
-            with self._source.lock:
+        with self._source.lock:  # a reload changes which fleets there are
+            fleets.rest()
+            try:
                 pid = hand_over(
                     runner.sockets,
                     runner.ledger,
@@ -187,10 +187,10 @@ class Program:
                     targets,
                     fleets.leave(),
                 )
-        except PyproxyError as error:
-            log.error("%s", error)
-            fleets.go_on()
-            return False
+            except PyproxyError as error:
+                log.error("%s", error)
+                fleets.go_on()
+                return False
         with contextlib.suppress(queue.Empty):  # it ends anyway: what has come isn't the second
             while True:
                 self._signals.get_nowait()

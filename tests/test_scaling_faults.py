@@ -1,5 +1,6 @@
 """Targets that are made, where something goes wrong that nobody has thought of."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from pyproxy import Proxy
 from pyproxy.scaling.processes import ProcessLauncher
+from pyproxy.settings import parse
 from tests.fleets import needs_fork
-from tests.support import client, eventually, get
-from tests.test_scaling import live, names, scaling, told
+from tests.programs import program
+from tests.support import DEADLINE, Load, client, closed_port, eventually, get
+from tests.test_scaling import MADE, command, live, made_by, names, scaling, there, told, write
 
 pytestmark = needs_fork
 
@@ -89,7 +93,7 @@ def many_files() -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), before[1]))
-    held = []
+    held: list[int] = []
     while not held or held[-1] < 1024:
         held.append(os.open(os.devnull, os.O_RDONLY))
     yield
@@ -133,7 +137,7 @@ def test_one_that_goes_finishes_the_requests_of_clients_that_are_bound_to_it() -
         proxy.control.scale(2)
         eventually(lambda: len(live(proxy)) == 2)
         first = [get(proxy.url) for _ in range(2)]
-        cookies = [one.get("Set-Cookie").partition(";")[0] for one in first]
+        cookies = [str(one.get("Set-Cookie")).partition(";")[0] for one in first]
         over = threading.Event()
 
         def ask(cookie: str, wait: float) -> None:
@@ -179,3 +183,104 @@ def test_a_target_that_expects_a_proxy_header_is_asked_with_one(tmp_path: Path) 
     said = {**scaling(min=1), "command": ["python", str(tmp_path / "picky.py"), "{port}"]}
     with Proxy(scaling=said, send_proxy=1) as proxy:
         assert get(proxy.url).status == 200
+
+
+def reload(proxy: Proxy, said: dict[str, Any]) -> None:
+    proxy.reload(parse({"listen": "http://127.0.0.1:0", "scaling": said}))
+
+
+def test_those_whose_successors_fail_serve_on_and_end_with_the_proxy(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    line = f"test -e here && exec '{sys.executable}' '{MADE}' {{port}}"
+    said = {**scaling(min=1), "command": ["sh", "-c", line], "folder": str(tmp_path)}
+    (tmp_path / "other").mkdir()
+    with Proxy(scaling=said) as proxy, Load(proxy.url) as load:
+        [one] = live(proxy)
+        reload(proxy, {**said, "folder": str(tmp_path / "other")})
+        eventually(lambda: "(failure 2 in a row)" in told(proxy)["problem"])
+        load.goes_on()
+        assert there(one["handle"])
+    assert load.failures == []
+    assert set(load.statuses) == {200}
+    assert not there(one["handle"])
+    assert not [one for one in threading.enumerate() if "retire" in one.name]
+
+
+def test_a_rollout_that_the_settings_take_back_returns() -> None:
+    said = scaling("old", min=1, rollout={"observe": "1h"})
+    with Proxy(scaling=said) as proxy:
+        reload(proxy, {**said, "command": command("new")})
+        eventually(lambda: len(live(proxy)) == 2)
+        began = told(proxy)["rollout"]["began"]
+        reload(proxy, said)
+        eventually(lambda: told(proxy)["rollout"]["state"] == "returned")
+        assert told(proxy)["rollout"]["reason"] == "by the settings"
+        assert told(proxy)["rollout"]["began"] == began
+        eventually(lambda: "new good" not in str(told(proxy)["instances"]))
+
+
+def test_the_version_of_a_rollout_written_into_the_settings_does_not_begin_it_again() -> None:
+    said = scaling("old", min=1, rollout={"observe": "1h"})
+    with Proxy(scaling=said) as proxy:
+        proxy.control.roll_out({"command": command("new")})
+        began = told(proxy)["rollout"]["began"]
+        reload(proxy, {**said, "command": command("new")})
+        assert told(proxy)["rollout"]["state"] == "running"
+        assert told(proxy)["rollout"]["began"] == began
+
+
+def test_what_was_made_and_is_gone_is_not_told_to_those_who_begin_later() -> None:
+    """Else what is told would grow with each target."""
+    with Proxy(scaling=scaling(min=1, max=2)) as proxy:
+        proxy.control.scale(2)
+        eventually(lambda: len(live(proxy)) == 2)
+        assert len(list(proxy.control.journal)) == 2
+        proxy.control.scale(1)
+        eventually(lambda: len(told(proxy)["instances"]) == 1)
+        assert [deed[1] for deed in proxy.control.journal] == [live(proxy)[0]["id"]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_program_whose_targets_fail_takes_no_other_s_place(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "here").touch()
+    line = f"test -e '{tmp_path}/here' && exec '{sys.executable}' '{MADE}' {{port}}"
+    said = {**scaling(min=1), "command": ["sh", "-c", line]}
+    file = tmp_path / "appsettings.json"
+    write(file, scaling=said, workers=workers)
+    with program("--config", str(file)) as running, Load(running.url) as load:
+        (tmp_path / "here").unlink()
+        running.send(signal.SIGUSR2)
+        running.wait_for("the new program doesn't serve, this one goes on")
+        (tmp_path / "here").touch()
+        load.goes_on()
+        running.send(signal.SIGUSR2)
+        heir = int(running.wait_for(r"process (\d+) takes the place")[1])
+        load.goes_on()
+        os.kill(heir, signal.SIGTERM)
+        eventually(lambda: not there(str(heir)))
+    assert set(load.statuses) == {200}
+
+
+def test_a_rollout_goes_on_after_a_restart(tmp_path: Path) -> None:
+    file, port = tmp_path / "appsettings.json", closed_port()
+    admin = f"http://127.0.0.1:{port}"
+    said = scaling("old", min=1, rollout={"observe": "3s"})
+    write(file, scaling=said, admin={"listen": admin})
+
+    def rollout() -> Any:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{admin}/rollout", timeout=DEADLINE).json()
+        return {}
+
+    with program("--config", str(file)) as running:
+        assert names(running.url, 1)
+        write(file, scaling={**said, "command": command("new")}, admin={"listen": admin})
+        running.send(signal.SIGHUP)
+        eventually(lambda: rollout().get("state") == "running")
+        running.send(signal.SIGUSR2)
+        heir = int(running.wait_for(r"process (\d+) takes the place")[1])
+        eventually(lambda: rollout().get("state") == "finished")
+        eventually(lambda: len(made_by(admin)) == 1)
+        assert {one.partition(" ")[0] for one in names(running.url)} == {"new"}
+        os.kill(heir, signal.SIGTERM)
+        eventually(lambda: not there(str(heir)))

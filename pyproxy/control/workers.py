@@ -165,6 +165,11 @@ class Supervisor:
         self.sockets.open(self.settings.all_places)
         self.control.fleets.apply(self.settings)
         self.control.fleets.wait()
+        try:
+            self.control.fleets.check()
+        except PyproxyError:
+            self.stop(0, handed_over=self._heir)
+            raise
         with self.changed:
             self.began = True
             wanted = self._scale()

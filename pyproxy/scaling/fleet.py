@@ -43,8 +43,8 @@ _YOUNG = 5.0  # seconds: one that dies sooner has failed
 _PAUSE, _LONGEST = 0.5, 30.0  # seconds before the next start after a failure; doubled each time
 
 
-class Waiting(Protocol):
-    def wait(self, seconds: float) -> None: ...
+class Successor(Protocol):
+    def serves(self) -> bool: ...
 
 
 class Hands(Protocol):
@@ -109,11 +109,14 @@ class Fleet:
         self._adopted = bool(instead_of)
         version = self._rules.version
         self._wanted = self._rules.min
+        self._served = bool(left and left["served"])
         if left:
             if left["said"] == version:
                 version = left["version"]
             self._wanted = self._within(left["wanted"])
         self._rollouts = Rollouts(pool, version)
+        if left and left["said"] == self._rules.version:
+            self._rollouts.now = left["rollout"]
         self._fails = 0  # in a row
         self._failed_at = 0.0  # time.monotonic()
         self._not_before = 0.0  # time.monotonic()
@@ -166,7 +169,7 @@ class Fleet:
         with self._changed:
             before, self._said, self._rules = self._rules, said, said.scaling
             self._wanted = self._within(self._wanted)
-            if before.version != said.scaling.version != self._rollouts.version:
+            if before.version != said.scaling.version != self._rollouts.goal:
                 self._rollouts.begin(said.scaling.version, self._rules)
                 self._forgive()
             self._changed.notify_all()
@@ -362,7 +365,9 @@ class Fleet:
             for one in members:
                 if one.lost and self._rollouts.is_new(one.version):
                     limit = self._rules.start_timeout
-                    self._rollouts.turn_back(f"target {one.name} was out of service for {limit:g} s")
+                    self._rollouts.turn_back(
+                        f"target {one.name} was out of service for {limit:g} s"
+                    )
         in_flight = {}
         if len(members) > self._wanted:
             in_flight = {id: one["in_flight"] for id, one in (self._targets() or {}).items()}
@@ -627,13 +632,22 @@ class Fleet:
         self._adopted = False  # others may have made some
         self._resting = False
 
+    def falls_short(self) -> str:
+        """Why no target serves, if some did in the program before."""
+        with self._changed:
+            if not self._served or self._live():
+                return ""
+            return self._problem or "no target serves so far"
+
     def leave(self) -> dict[str, Any]:
         """What the next program's fleet is to know."""
         with self._changed:
             return {
                 "said": self._rules.version,
                 "version": self._rollouts.version,
+                "rollout": self._rollouts.now,
                 "wanted": self._wanted,
+                "served": bool(self._live()),
             }
 
     def stop(self, keep: bool = False) -> None:
@@ -650,7 +664,7 @@ class Fleet:
             thread.join(max(deadline - time.monotonic(), 0))
         with self._changed:
             left = [one for one in self._made.values() if not (keep and one.phase == "live")]
-        _all_at_once([functools.partial(self._clear, one) for one in left])
+        all_at_once([functools.partial(self._clear, one) for one in left])
         for thread in self._lives:
             thread.join()
         try:
@@ -658,13 +672,20 @@ class Fleet:
         except LaunchError as error:
             log.error("scaling %s: targets are left behind: %s", self._pool, error)
 
-    def retire(self, successor: "Waiting | None") -> None:
-        """Drains all its targets when those of the successor serve, then stops; in a thread of its
-        own."""
+    def serves(self) -> bool:
+        """Whether as many serve as are wanted, or it has nothing to do with that any more."""
+        with self._changed:
+            return self._stopping or len(self._live()) >= self._wanted
+
+    def retire(self, successor: "Successor | None") -> threading.Thread:
+        """Drains all its targets when those of the successor serve, however long that takes, then
+        stops; in a thread of its own. To ``stop`` it doesn't wait for that."""
 
         def end() -> None:
-            if successor:
-                successor.wait(self._rules.start_timeout)
+            while successor and not successor.serves():
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._stopping, _TICK):
+                        return
             with self._changed:
                 self._resting = True
                 for made in [*self._made.values()]:
@@ -674,10 +695,12 @@ class Fleet:
                 one.join()
             self.stop()
 
-        threading.Thread(target=end, name=f"pyproxy-retire-{self._pool}", daemon=True).start()
+        thread = threading.Thread(target=end, name=f"pyproxy-retire-{self._pool}", daemon=True)
+        thread.start()
+        return thread
 
 
-def _all_at_once(what: Iterable[Callable[[], None]]) -> None:
+def all_at_once(what: Iterable[Callable[[], None]]) -> None:
     threads = [threading.Thread(target=one, name="pyproxy-scaling-end") for one in what]
     for thread in threads:
         thread.start()

@@ -1,14 +1,16 @@
 """Fleets: those of all pools, as the settings say from one reload to the next."""
 
+import functools
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pyproxy.errors import ControlError
+from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.readers import Json
-from pyproxy.scaling.fleet import Fleet, Hands
+from pyproxy.scaling.fleet import Fleet, Hands, all_at_once
 from pyproxy.scaling.launcher import Launcher
 from pyproxy.scaling.processes import ProcessLauncher
 from pyproxy.scaling.replicas import Replicas
@@ -58,6 +60,7 @@ class Fleets:
         self._left = dict(left or {})
         self._fleets: dict[str, Fleet | Replicas] = {}
         self._said: dict[str, Scaling] = {}
+        self._retiring: list[tuple[Fleet | Replicas, threading.Thread]] = []
         self.hurried: Callable[[], bool] = lambda: False
 
     def apply(self, settings: Settings) -> None:
@@ -75,8 +78,8 @@ class Fleets:
         for name in said.keys() - same:
             self._fleets[name] = self._made(name, wanted[name], settings, gone.get(name))
             self._fleets[name].start()
-        for name, old in gone.items():
-            old.retire(self._fleets.get(name))
+        self._retiring = [one for one in self._retiring if one[1].is_alive()]
+        self._retiring += [(old, old.retire(self._fleets.get(name))) for name, old in gone.items()]
         self._said = said
 
     def _made(
@@ -132,17 +135,28 @@ class Fleets:
 
     def without_made(self, journal: Iterable[Any]) -> list[Any]:
         """What of a journal isn't of targets that are made: the next program makes its own."""
-        made = set[str]().union(*(one.ids for one in self._fleets.values()))
+        made = set[str]().union(*(one.ids for one in self._all()))
         return [deed for deed in journal if deed[1] not in made]
 
     def rest(self) -> None:
         """Nothing changes any more, until they are to ``go_on``."""
-        for fleet in self._fleets.values():
+        for fleet in self._all():
             fleet.rest()
 
+    def _all(self) -> list[Fleet | Replicas]:
+        """With those that others take the place of."""
+        return [*self._fleets.values(), *(one for one, thread in self._retiring)]
+
     def go_on(self) -> None:
-        for fleet in self._fleets.values():
+        for fleet in self._all():
             fleet.go_on()
+
+    def check(self) -> None:
+        """Whether those serve here whose like served in the program before. Raises
+        ``PyproxyError``."""
+        for name, fleet in self._fleets.items():
+            if said := fleet.falls_short():
+                raise PyproxyError(f"scaling {name}: {said}")
 
     def leave(self) -> dict[str, Json]:
         """What the next program is to know."""
@@ -150,6 +164,7 @@ class Fleets:
 
     def stop(self, keep: bool = False) -> None:
         """Ends all targets; with ``keep`` those that another program can take over live on."""
-        for fleet in self._fleets.values():
-            fleet.stop(keep)
-        self._fleets = {}
+        all_at_once([functools.partial(one.stop, keep) for one in self._all()])
+        for _, thread in self._retiring:
+            thread.join()
+        self._fleets, self._retiring = {}, []

@@ -95,8 +95,9 @@ def _on(members: Sequence[Member], wanted: int, rollout: Rollout) -> Plan:
 
 
 def _back(members: Sequence[Member], wanted: int, rollout: Rollout) -> Plan:
-    new = [one for one in members if one.version == rollout.new]
-    old = [one for one in members if one.version != rollout.new]
+    # Of a rollout that another has replaced there may be some that are neither.
+    new = [one for one in members if one.version != rollout.old]
+    old = [one for one in members if one.version == rollout.old]
     found = _keep(old, wanted, rollout.old)
     if new:
         serving = sum(one.serves for one in old)

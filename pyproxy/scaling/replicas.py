@@ -154,5 +154,15 @@ class Replicas:
             self._thread.join()
         self._swarm.close()
 
-    def retire(self, successor: "Fleet | Replicas | None") -> None:
-        self.stop()
+    def serves(self) -> bool:
+        return True
+
+    def falls_short(self) -> str:
+        return ""
+
+    def retire(self, successor: "Fleet | Replicas | None") -> threading.Thread:
+        """In a thread of its own: its own one may wait for who asks for that."""
+        name = f"pyproxy-retire-{self._pool}"
+        thread = threading.Thread(target=self.stop, name=name, daemon=True)
+        thread.start()
+        return thread

@@ -47,7 +47,15 @@ class Rollouts:
             raise ControlError(422, told) from None
         self.begin(version, rules)
 
+    @property
+    def goal(self) -> Version:
+        """The version that there shall be in the end."""
+        return self.now.wanted if self.now else self.version
+
     def begin(self, version: Version, rules: Scaling) -> None:
+        if self.now and version == self.now.old:
+            self.turn_back("by the settings")
+            return
         if self.now:
             self._close("replaced")
         proven = max(rules.rollout.observe, rules.slow_start or 0.0)
