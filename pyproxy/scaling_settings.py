@@ -4,8 +4,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pyproxy.options import HIDDEN, REQUIRED, option, read_object, section
 from pyproxy.readers import (
@@ -19,6 +20,7 @@ from pyproxy.readers import (
     number,
     one_of,
     optional,
+    parts,
     text,
     whole,
 )
@@ -204,6 +206,25 @@ class Scaling:
         """What can't change without other targets taking the place of all."""
         where = self.folder, self.logs, self.port, self.network
         return self.launcher, self.service, self.owner, *where
+
+
+def read_version(said: Mapping[str, Json]) -> dict[str, Any]:
+    """What of a ``Version`` is said, read as the settings are. Raises ``Problems``."""
+    readers: dict[str, Callable[[Json], Any]] = {
+        "command": read_command,
+        "image": text,
+        "environment": _environment,
+    }
+    found: dict[str, Any] = {}
+    problems = []
+    for key, value in said.items():
+        try:
+            found[key] = readers[key](value)
+        except ValueError as error:
+            problems += [(f".{key}{below}", told) for below, told in parts(error)]
+    if problems:
+        raise Problems(problems)
+    return found
 
 
 def search_path(environment: Mapping[str, str]) -> str:

@@ -66,16 +66,26 @@ def test_a_paused_rollout_keeps_the_count() -> None:
     assert plan(there, 3, OLD, rollout(paused=True)) == Plan(start=[OLD])
 
 
-def test_going_back_ends_the_new_ones_and_starts_what_is_missing() -> None:
-    there = [member("a"), member("b", NEW)]
-    back = rollout().back("bad")
-    assert plan(there, 2, OLD, back) == Plan(start=[OLD], end=["b"])
-    assert plan([member("a"), member("c", serves=False)], 2, OLD, back) == Plan()
-    assert plan([member("a"), member("c")], 2, OLD, back) == Plan(finished=True)
+def test_going_back_goes_one_by_one_too() -> None:
+    back = rollout().back("by the operator")
+    a, b, c, d = member("a"), member("b", NEW), member("c", NEW), member("d")
+    assert plan([a, b, c], 3, OLD, back) == Plan(start=[OLD])
+    assert plan([a, b, c, member("d", serves=False)], 3, OLD, back) == Plan()
+    assert plan([a, b, c, d], 3, OLD, back) == Plan(end=["b"])
+    assert plan([a, c, d], 3, OLD, back) == Plan(start=[OLD])
+    assert plan([a, c, d, member("e")], 3, OLD, back) == Plan(end=["c"])
+    assert plan([a, d, member("e")], 3, OLD, back) == Plan(finished=True)
 
 
-def test_going_back_keeps_the_new_ones_until_an_old_one_serves() -> None:
-    back = rollout().back("bad")
+def test_going_back_does_not_wait_for_what_does_not_serve() -> None:
+    there = [member("a"), member("b"), member("c", NEW, serves=False)]
+    assert plan(there, 2, OLD, rollout().back("bad")) == Plan(end=["c"])
+
+
+def test_what_fails_requests_is_ended_at_once_but_for_the_last_that_serves() -> None:
+    back = rollout().back("bad", harmful=True)
+    there = [member("a"), member("b", NEW), member("c", NEW)]
+    assert plan(there, 3, OLD, back) == Plan(start=[OLD, OLD], end=["b", "c"])
     assert plan([member("a", NEW)], 1, OLD, back) == Plan(start=[OLD])
     assert plan([member("a", NEW), member("b", serves=False)], 1, OLD, back) == Plan()
     assert plan([member("a", NEW), member("b")], 1, OLD, back) == Plan(end=["a"])
@@ -116,24 +126,25 @@ def test_any_number_settles_at_what_is_wanted_and_stays(
     assert plan(world.members, wanted, OLD, None) == Plan()
 
 
+@pytest.mark.parametrize("harmful", [False, True])
 @pytest.mark.parametrize("ends_badly", [False, True])
 @given(st.integers(1, 6), st.lists(st.integers(0, 40), max_size=4), st.integers(0, 30))
 def test_a_rollout_comes_to_an_end_with_enough_serving_all_the_time(
-    ends_badly: bool, wanted: int, deaths: list[int], at_step: int
+    ends_badly: bool, harmful: bool, wanted: int, deaths: list[int], at_step: int
 ) -> None:
     world = World()
     world.members = [member(f"first {at}") for at in range(wanted)]
     now = rollout()
     for at in range(200):
         if ends_badly and at == at_step:
-            now = now.back("bad")
+            now = now.back("bad", harmful)
         if at in deaths and len(world.members) > 1:
             world.members.pop(0)
         to_do = plan(world.members, wanted, OLD, now)
         before = [one for one in world.members if one.serves]
         serving = [one for one in before if one.name not in to_do.end]
         assert len(serving) >= min(1, len(before))
-        if not deaths and not ends_badly:
+        if not deaths and not (ends_badly and harmful):
             assert len(serving) >= wanted
         assert len(world.members) <= wanted + 1 + len(deaths) + wanted * now.returning
         if to_do.finished:

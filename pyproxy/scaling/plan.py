@@ -2,8 +2,8 @@
 version that is wanted. Pure: what is there in, what to do out.
 
 A rollout adds one target of the new version, waits until it has proven itself, ends one of the old
-version, and goes on. When the new version fails, it goes back: its targets are ended at once, as
-far as others serve, and what is missing is made of the old version again.
+version, and goes on. When it is taken back, it goes the same way in the other direction; but
+targets that fail requests are ended at once, as soon as another one serves.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,13 @@ class Rollout:
     returning: bool = False
     paused: bool = False
     reason: str = ""  # why it returns
+    harmful: bool = False  # its targets fail requests
 
-    def back(self, reason: str) -> "Rollout":
-        return (
-            self if self.returning else replace(self, returning=True, paused=False, reason=reason)
-        )
+    def back(self, reason: str, harmful: bool = False) -> "Rollout":
+        """``harmful``: targets of the new version fail requests."""
+        if self.returning:
+            return self
+        return replace(self, returning=True, paused=False, reason=reason, harmful=harmful)
 
     @property
     def wanted(self) -> Version:
@@ -98,11 +100,16 @@ def _back(members: Sequence[Member], wanted: int, rollout: Rollout) -> Plan:
     # Of a rollout that another has replaced there may be some that are neither.
     new = [one for one in members if one.version != rollout.old]
     old = [one for one in members if one.version == rollout.old]
-    found = _keep(old, wanted, rollout.old)
-    if new:
-        serving = sum(one.serves for one in old)
-        # One that has failed is worth nothing, but better than nobody.
+    serving = sum(one.serves for one in old)
+    if rollout.harmful:  # one that fails requests is worth nothing, but better than nobody
+        found = _keep(old, wanted, rollout.old)
         found.end += [one.name for one in new] if serving or not wanted else []
-    elif all(one.serves for one in old) and len(old) >= wanted:
+    else:
+        spare = len(new) - max(wanted - serving, 0)
+        room = max(wanted + 1 - len(members), 0)
+        missing = min(wanted - len(old), room)
+        found = Plan(start=[rollout.old] * missing, end=_least(old, len(old) - wanted))
+        found.end += _least(new, max(spare, sum(not one.serves for one in new)))
+    if not new and serving == len(old) >= wanted:
         found.finished = True
     return found

@@ -10,11 +10,16 @@ from pyproxy.balancing.samples import Sample
 from pyproxy.errors import ControlError
 from pyproxy.readers import Json, Problems
 from pyproxy.scaling.plan import Rollout
-from pyproxy.scaling_settings import Environment, Scaling, Version, check_version
+from pyproxy.scaling_settings import Scaling, Version, check_version, read_version
 
 log = logging.getLogger(__name__)
 
 _ENOUGH = 3  # errors of a new version before their share counts
+
+
+def _refusal(error: Problems) -> ControlError:
+    told = "; ".join(f"{path.strip('.')}: {text}" for path, text in error.found)
+    return ControlError(422, told)
 
 
 class Rollouts:
@@ -30,12 +35,10 @@ class Rollouts:
     def ask(self, what: Mapping[str, Json], rules: Scaling) -> None:
         """Begins one to another ``image``, ``command`` or ``environment``. Raises
         ``ControlError``."""
-        said = dict(what)
-        if "command" in said:
-            said["command"] = tuple(said["command"])
-        if "environment" in said:
-            said["environment"] = Environment(said["environment"].items())
-        version = replace(self.version, **said)
+        try:
+            version = replace(self.version, **read_version(what))
+        except Problems as error:
+            raise _refusal(error) from None
         if self.now:
             raise ControlError(409, f"a rollout of {self.now.new} is under way")
         if version == self.version:
@@ -43,8 +46,7 @@ class Rollouts:
         try:
             check_version(rules, version)
         except Problems as error:
-            told = "; ".join(f"{path.strip('.')}: {text}" for path, text in error.found)
-            raise ControlError(422, told) from None
+            raise _refusal(error) from None
         self.begin(version, rules)
 
     @property
@@ -76,7 +78,8 @@ class Rollouts:
         errors, rate = self._errors(before, now, urls(True))
         _, usual = self._errors(before, now, urls(False))
         if errors >= _ENOUGH and rate > usual + limit:
-            self.turn_back(f"{rate:.0%} of its requests fail ({usual:.0%} of the old version's)")
+            said = f"{rate:.0%} of its requests fail ({usual:.0%} of the old version's)"
+            self.turn_back(said, harmful=True)
 
     def _errors(self, before: Sample, now: Sample, urls: Iterable[str]) -> tuple[int, float]:
         names = [(self._pool, url) for url in urls]
@@ -84,11 +87,11 @@ class Rollouts:
         tried = sum(now.tried(name) - before.tried(name) for name in names)
         return errors, errors / tried if tried else 0.0
 
-    def turn_back(self, reason: str) -> None:
+    def turn_back(self, reason: str, harmful: bool = False) -> None:
         assert self.now
         if not self.now.returning:
             log.error("scaling %s: %s is taken back: %s", self._pool, self.now.new, reason)
-            self.now = self.now.back(reason)
+            self.now = self.now.back(reason, harmful)
 
     def change(self, action: str) -> None:
         """``pause``, ``resume`` or ``abort``. Raises ``ControlError``."""
