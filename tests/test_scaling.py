@@ -105,6 +105,17 @@ def test_what_a_target_prints_is_in_a_log_of_its_own(tmp_path: Path) -> None:
     assert all(one.parent == tmp_path / "logs" for one in logs)
 
 
+def test_last_words_are_a_targets_own_and_not_those_of_an_earlier_start(tmp_path: Path) -> None:
+    """The files of ``logs`` are appended to."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for number in range(1, 5):
+        (logs / f"default-{number}.log").write_text("words of yesterday\n")
+    said = {**scaling(min=1, logs=str(logs)), "command": ["sh", "-c", "exit 3 # {port}"]}
+    with Proxy(scaling=said) as proxy:
+        assert re.search(r"default-\d+ ended with status 3 \(failure", told(proxy)["problem"])
+
+
 def test_more_and_fewer_are_made_and_no_request_fails() -> None:
     with Proxy(scaling=scaling(min=1, max=3)) as proxy, Load(proxy.url) as load:
         proxy.control.scale(3)
@@ -174,7 +185,7 @@ def test_the_children_of_a_target_end_with_it(tmp_path: Path) -> None:
     [
         ("crash", r"default-\d+ ended with status 1: made can't go on"),
         ("brief", r"default-\d+ ended with status 3: made begins"),
-        ("deaf", r"default-\d+ wasn't healthy within 0.5 s: .*timed out"),
+        ("deaf", r"default-\d+ wasn't healthy within 0.5 s: http://127.0.0.1:\d+: .*timed out"),
     ],
 )
 def test_what_never_becomes_healthy_is_told_and_tried_again_more_and_more_seldom(

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _TICK = 0.5  # seconds
 _SOONEST, _LATEST = 0.05, 0.5  # seconds between checks of one that is starting
 _YOUNG = 5.0  # seconds: one that dies sooner has failed
+_LAUNCHER_PAUSE = 2.0  # seconds before one that doesn't answer is asked again
 _PAUSE, _LONGEST = 0.5, 30.0  # seconds before the next start after a failure; doubled each time
 
 
@@ -382,7 +383,7 @@ class Fleet:
             if to_do.finished:
                 self._rollouts.finish()
             for name in to_do.end:
-                said = f"rollout of {rollout.wanted}" if rollout else "fewer are wanted"
+                said = rollout.step if rollout else "fewer are wanted"
                 self._end(self._made[name], said)
             if time.monotonic() < self._not_before or self._stopping:
                 return
@@ -417,6 +418,8 @@ class Fleet:
             if not made.unwanted.is_set():
                 self._enter_pool(made, made.instance)
                 return
+        except LauncherAway as error:
+            self._wait_for_launcher(str(error))
         except Exception as error:  # noqa: BLE001 - it would be counted as starting for ever
             if not made.unwanted.is_set():
                 self._note_failure(f"target {made.name} {_told(error)}", made)
@@ -433,7 +436,7 @@ class Fleet:
                 raise LaunchError(ended)
             if time.monotonic() - began > self._rules.start_timeout:
                 limit = self._rules.start_timeout
-                raise LaunchError(f"wasn't healthy within {limit:g} s: {why}")
+                raise LaunchError(f"wasn't healthy within {limit:g} s: {instance.url}: {why}")
             try:
                 check(target)
                 good += 1
@@ -522,6 +525,12 @@ class Fleet:
         with self._changed:
             self._made.pop(made.name, None)
             self._changed.notify_all()
+
+    def _wait_for_launcher(self, said: str) -> None:
+        """It is no failure of a target that it can't be started now."""
+        self._note_away(said)
+        with self._changed:
+            self._not_before = time.monotonic() + _LAUNCHER_PAUSE
 
     def _note_failure(self, said: str, made: _Made | None = None) -> None:
         now = time.monotonic()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from pyproxy.scaling_settings import Version
 
+_PARTS = ("command", "environment")  # of a version
+
 
 @dataclass(frozen=True)
 class Member:
@@ -40,6 +42,20 @@ class Rollout:
         if self.returning:
             return self
         return replace(self, returning=True, paused=False, reason=reason, harmful=harmful)
+
+    @property
+    def called(self) -> str:
+        """The new version, in words that aren't those of the old one, too."""
+        if self.old == self.new or str(self.old) != str(self.new):
+            return str(self.new)
+        other = [one for one in _PARTS if getattr(self.old, one) != getattr(self.new, one)]
+        return f"{self.new} with another {' and '.join(other)}"
+
+    @property
+    def step(self) -> str:
+        """Why a target goes."""
+        back = f"the rollout of {self.called} goes back"
+        return back if self.returning else f"rollout of {self.called}"
 
     @property
     def wanted(self) -> Version:

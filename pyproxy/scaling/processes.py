@@ -38,6 +38,7 @@ class _Known:
     pid: int = 0
     error: str = ""
     code: int | None = None
+    log_began: int = 0  # bytes of its log that others of its name have printed before
 
 
 class ProcessLauncher:
@@ -62,7 +63,7 @@ class ProcessLauncher:
         environment = {key: one for key, one in os.environ.items() if key not in _NOT_THEIRS}
         environment["PATH"] = search_path(environment)
         log = self._log_of(name)
-        known = _Known()
+        known = _Known(log_began=_size(log))
         with self._lock:
             self._known[name] = known
         self._send(
@@ -91,7 +92,7 @@ class ProcessLauncher:
             how = f"was ended by {known_as.get(-code, f'signal {-code}')}"
         else:
             how = f"ended with status {code}"
-        last = _last_words(instance.log)
+        last = _last_words(instance.log, known.log_began if known else 0)
         return f"{how}: {last}" if last else how
 
     def processor_time(self, instance: Instance) -> float | None:
@@ -224,12 +225,18 @@ def _free_port(wanted: int = 0) -> int:
         return port
 
 
-def _last_words(log: str) -> str:
-    """The last line of a log that says something."""
+def _size(log: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.path.getsize(log)
+    return 0
+
+
+def _last_words(log: str, began: int) -> str:
+    """The last line of a log, from byte ``began`` on, that says something."""
     try:
         with open(log, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - 4096, 0))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 4096, began if began <= end else 0))  # it may have been rotated
             lines = file.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
