@@ -40,7 +40,7 @@ class Rollouts:
         except Problems as error:
             raise _refusal(error) from None
         if self.now:
-            raise ControlError(409, f"a rollout of {self.now.new} is under way")
+            raise ControlError(409, f"a rollout of {self.now.called} is under way")
         if version == self.version:
             raise ControlError(409, f"the targets are made of {version} already")
         try:
@@ -63,7 +63,7 @@ class Rollouts:
         proven = max(rules.rollout.observe, rules.slow_start or 0.0)
         self.now = Rollout(self.version, version, proven, time.time())
         self._since = None
-        log.info("scaling %s: rollout from %s to %s", self._pool, self.version, version)
+        log.info("scaling %s: rollout from %s to %s", self._pool, self.version, self.now.called)
 
     def is_new(self, version: Version) -> bool:
         """Whether a target of it is on trial."""
@@ -90,7 +90,7 @@ class Rollouts:
     def turn_back(self, reason: str, harmful: bool = False) -> None:
         assert self.now
         if not self.now.returning:
-            log.error("scaling %s: %s is taken back: %s", self._pool, self.now.new, reason)
+            log.error("scaling %s: %s is taken back: %s", self._pool, self.now.called, reason)
             self.now = self.now.back(reason, harmful)
 
     def change(self, action: str) -> None:
@@ -103,12 +103,15 @@ class Rollouts:
             self.turn_back("aborted by the operator")
         else:
             self.now = replace(self.now, paused=action == "pause")
+            done = "is paused" if self.now.paused else "goes on"
+            told = "scaling %s: rollout of %s %s: by the operator"
+            log.info(told, self._pool, self.now.called, done)
 
     def finish(self) -> None:
         """There is only one version left."""
         assert self.now
         said = "returned" if self.now.returning else "finished"
-        log.info("scaling %s: rollout of %s: %s", self._pool, self.now.new, said)
+        log.info("scaling %s: rollout of %s: %s", self._pool, self.now.called, said)
         self.version = self.now.wanted
         self._close(said)
 
@@ -130,7 +133,7 @@ class Rollouts:
         rollout, state, ended = told
         return {
             "from": str(rollout.old),
-            "to": str(rollout.new),
+            "to": rollout.called,
             "state": state,
             "reason": rollout.reason,
             "began": rollout.began,
