@@ -399,15 +399,22 @@ def _variables(
     return found
 
 
+def _said(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A script's variable that is empty mustn't be taken for an option that wasn't said."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("that is empty")
+    return value
+
+
 def _words(context: click.Context, option: click.Parameter, value: str | None) -> list[str]:
     try:
-        return shlex.split(value or "")
+        return shlex.split(_said(context, option, value) or "")
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
 @click.command()
-@click.option("--image", help="The new version: of containers.")
+@click.option("--image", callback=_said, help="The new version: of containers.")
 @click.option(
     "--command", callback=_words, help='The new version: like "python app.py --port {port}".'
 )
@@ -420,16 +427,18 @@ def _words(context: click.Context, option: click.Parameter, value: str | None) -
     help="The variables of the new version, instead of those before; may be said several times.",
 )
 @click.option("--pool", help="Of this pool. [default: the first that has scaling]")
-@click.option("--pause", "action", flag_value="pause", help="Hold the one that is under way.")
-@click.option("--resume", "action", flag_value="resume", help="Let it go on.")
-@click.option("--abort", "action", flag_value="abort", help="Go back to the old version.")
+@click.option("--pause", is_flag=True, help="Hold the one that is under way.")
+@click.option("--resume", is_flag=True, help="Let it go on.")
+@click.option("--abort", is_flag=True, help="Go back to the old version.")
 @click.option("--no-wait", is_flag=True, help="Don't follow it to its end.")
 @talking
 def rollout(
     client: Client,
     as_json: bool,
     pool: str | None,
-    action: str | None,
+    pause: bool,
+    resume: bool,
+    abort: bool,
     no_wait: bool,
     **said: Json,
 ) -> None:
@@ -439,6 +448,11 @@ def rollout(
     Without an option: tell how it stands. The exit status is 1 when the old version came back.
     """
     version = {name: one for name, one in said.items() if one}
+    actions = {"pause": pause, "resume": resume, "abort": abort}
+    chosen = [name for name, one in actions.items() if one]
+    if len(chosen) > 1:
+        raise click.UsageError("either " + " or ".join(f"--{name}" for name in chosen))
+    action = chosen[0] if chosen else None
     if version and action:
         raise click.UsageError(f"either a new version or --{action}")
     if version:

@@ -85,6 +85,33 @@ def test_a_rollout_is_held_resumed_and_taken_back(proxy: Proxy, say: Say) -> Non
     assert (again.exit_code, again.output) == (1, "no rollout is under way\n")
 
 
+def test_what_differs_is_told_when_the_program_is_the_same(
+    proxy: Proxy, say: Say, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    begun = say("rollout", "--env", "A=1", "--no-wait")
+    called = f"{OLD} with another environment"
+    assert begun.output == f"rollout of {called}: 0 of 1 targets are new\n"
+    assert f"scaling default: rollout from {OLD} to {called}" in caplog.messages
+    say("rollout", "--pause")
+    assert f"scaling default: rollout of {called} is paused: by the operator" in caplog.messages
+    say("rollout", "--resume", "--no-wait")
+    assert f"scaling default: rollout of {called} goes on: by the operator" in caplog.messages
+
+
+@pytest.mark.parametrize("option", ["--image", "--command"])
+def test_an_empty_version_is_refused(say: Say, option: str) -> None:
+    """A script's variable that isn't set: it would have been told how things stand, and 0."""
+    done = say("rollout", option, " ")
+    assert (done.exit_code, "that is empty" in done.output) == (2, True), done.output
+
+
+def test_only_one_thing_can_be_done_with_a_rollout(say: Say) -> None:
+    done = say("rollout", "--pause", "--abort")
+    assert done.exit_code == 2
+    assert "either --pause or --abort" in done.output
+
+
 def test_on_a_terminal_one_line_tells_the_progress(proxy: Proxy, admin: AdminServer) -> None:
     ours, theirs = os.openpty()
     words = ("rollout", "--command", NEW, "--admin", admin.url)
