@@ -83,7 +83,10 @@ class Load:
             try:
                 self._machine = importlib.import_module("psutil")
             except ImportError:
-                log.warning("the processor isn't looked at: pip install pyproxy-lb[scaling]")
+                log.warning(
+                    "scaling: CPU doesn't count, that takes psutil:"
+                    " pip install 'pyproxy-lb[scaling]'"
+                )
                 self._machine = False
         return float(self._machine.cpu_percent()) if self._machine else None
 
