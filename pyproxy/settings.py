@@ -394,9 +394,8 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     if any(one.redirect for one in listens) and not any(one.secure for one in listens):
         told.append(f"{found.source('listen')}: listen: no https address to redirect to")
     if settings:
-        told += [
-            f"{found.source(path)}: {path}: {said}" for path, said in _wrong_with_admin(settings)
-        ]
+        wrong = _wrong_with_admin(settings) + _wrong_with_swarms(settings)
+        told += [f"{found.source(path)}: {path}: {said}" for path, said in wrong]
     if told or settings is None:
         raise SettingsError(told)
     return settings
@@ -416,6 +415,16 @@ def _wrong_with_admin(settings: Settings) -> list[tuple[str, str]]:
         said = f"the proxy itself listens on port {port} there: choose another one"
         found.append(("admin.listen", said))
     return found
+
+
+def _wrong_with_swarms(settings: Settings) -> list[tuple[str, str]]:
+    pools = {"": settings, **{f"routes[{i}].": one for i, one in enumerate(settings.routes)}}
+    said = 'name the tasks of its service in targets, like "dns://tasks.app:8000"'
+    return [
+        (f"{path}scaling.launcher", f"a Swarm's targets are found, not made here: {said}")
+        for path, one in pools.items()
+        if one.scaling and one.scaling.launcher == "swarm" and not one.targets
+    ]
 
 
 def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:

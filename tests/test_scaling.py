@@ -270,6 +270,10 @@ def test_the_port_of_one_that_has_ended_is_used_again() -> None:
         ({"launcher": "proces"}, 'scaling.launcher: expected "process" or "docker" or "swarm"'),
         ({"launcher": "docker"}, "scaling.image: name the image that targets are made of"),
         ({"launcher": "swarm"}, "scaling.service: name the service"),
+        (
+            {"launcher": "swarm", "service": "app"},
+            "scaling.launcher: a Swarm's targets are found, not made here: name the tasks",
+        ),
         ({"mn": 1}, 'scaling.mn: unknown setting (did you mean "min"?)'),
     ],
 )
@@ -277,6 +281,13 @@ def test_bad_settings_are_told(said: dict[str, Json], problem: str) -> None:
     with pytest.raises(SettingsError) as error:
         parse({"scaling": {**scaling(), **said}}, "x.json")
     assert any(one.startswith(f"x.json: {problem}") for one in error.value.problems), error.value
+
+
+def test_a_route_of_a_swarm_names_its_targets_itself() -> None:
+    route = {"path": "/a", "scaling": {"launcher": "swarm", "service": "app"}}
+    with pytest.raises(SettingsError, match=r"routes\[0\].scaling.launcher: a Swarm's targets"):
+        parse({"targets": [1], "routes": [route]})
+    assert parse({"routes": [{**route, "targets": ["dns://tasks.app:80"]}]}).routes[0].scaling
 
 
 def test_a_tcp_entry_s_targets_are_not_made() -> None:
