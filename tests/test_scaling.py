@@ -153,7 +153,7 @@ def test_targets_of_the_settings_stand_beside_those_that_are_made() -> None:
 
 
 def test_one_that_somebody_removes_is_ended_and_another_is_made() -> None:
-    with Proxy(scaling=scaling(min=1)) as proxy:
+    with Proxy(scaling=scaling(min=1, drain_timeout="300ms")) as proxy:
         [one] = live(proxy)
         proxy.control.remove(one["id"])
         eventually(lambda: not there(one["handle"]))
@@ -239,7 +239,7 @@ def test_the_keeper_s_end_is_that_of_its_targets_and_others_take_their_place() -
 
 def test_the_port_of_one_that_has_ended_is_used_again() -> None:
     """Else each start would add an address to what is counted."""
-    with Proxy(scaling=scaling(min=1)) as proxy:
+    with Proxy(scaling=scaling(min=1, drain_timeout="300ms")) as proxy:
         urls = {live(proxy)[0]["url"]}
         for _ in range(3):
             proxy.control.remove(live(proxy)[0]["id"])

@@ -14,7 +14,13 @@ import pytest
 import requests
 
 from pyproxy import Proxy
+from pyproxy.balancing.counters import Totals
+from pyproxy.balancing.samples import Sample
+from pyproxy.scaling import processes
+from pyproxy.scaling.launcher import LaunchError
 from pyproxy.scaling.processes import ProcessLauncher
+from pyproxy.scaling.rollouts import Rollouts
+from pyproxy.scaling_settings import Scaling, Version
 from pyproxy.settings import parse
 from tests.fleets import needs_fork
 from tests.programs import program
@@ -284,3 +290,36 @@ def test_a_rollout_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert {one.partition(" ")[0] for one in names(running.url)} == {"new"}
         os.kill(heir, signal.SIGTERM)
         eventually(lambda: not there(str(heir)))
+
+
+def test_a_new_version_is_not_blamed_for_who_was_at_its_address_before() -> None:
+    old, new = Version(("old",)), Version(("new",))
+    rollouts = Rollouts("default", old)
+    rollouts.begin(new, Scaling(launcher="process"))
+    here, there = "http://127.0.0.1:1", "http://127.0.0.1:2"
+    rollouts.judge(Sample(0.0, {}), [("a", here, old), ("b", there, old)], 0.05)
+    totals: Totals = {("failures", "default", here, "connect"): [5]}  # "a" has died
+    rollouts.judge(Sample(1.0, totals), [("b", there, old)], 0.05)
+    rollouts.judge(Sample(2.0, totals), [("b", there, old), ("c", here, new)], 0.05)
+    assert rollouts.goal == new
+    totals = {("failures", "default", here, "connect"): [8]}
+    rollouts.judge(Sample(3.0, totals), [("b", there, old), ("c", here, new)], 0.05)
+    assert rollouts.goal == old
+
+
+def test_a_keeper_that_comes_to_it_late_leaves_no_process_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processes, "_PATIENCE", 0.0)
+    flag = tmp_path / "flag"
+    script = f"import os, time; open({str(flag)!r}, 'w').write(str(os.getpid())); time.sleep(999)"
+    launcher = ProcessLauncher(Scaling(launcher="process", logs=str(tmp_path)))
+    try:
+        with pytest.raises(LaunchError, match="doesn't answer"):
+            launcher.start("one", Version((sys.executable, "-c", script, "{port}")))
+        monkeypatch.undo()
+        other = launcher.start("two", Version((sys.executable, "-c", "input()", "{port}")))
+        eventually(lambda: not flag.exists() or not there(flag.read_text()))
+        launcher.stop(other, 1)
+    finally:
+        launcher.close()

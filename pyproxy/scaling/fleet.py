@@ -17,7 +17,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -231,6 +231,8 @@ class Fleet:
         for made in there:
             if said := self._fate(made):
                 self._mourn(made, said)
+            if self._away or self._stopping:
+                break  # each question might take until its time is up
         if (targets := self._targets()) is None:
             return
         now = time.monotonic()
@@ -323,33 +325,32 @@ class Fleet:
             targets=len(live),
             coming=coming,
             in_flight=sum(one["in_flight"] for one in targets.values() if one["id"] in own),
-            times={one.name: self._processor_time(one) for one in live},
+            times=self._processor_times(live),
             others=sum(one["state"] == "live" and id not in managed for id, one in targets.items()),
         )
         if seen and self._rules.auto and not rollout:
             with self._changed:
                 self._wanted = self._within(self._load.decide(self._rules, seen, self._wanted))
 
-    def _processor_time(self, made: _Made) -> float | None:
-        assert made.instance
-        try:
-            return self._launcher.processor_time(made.instance)
-        except LaunchError:
-            return None
+    def _processor_times(self, made: Sequence[_Made]) -> dict[str, float | None]:
+        found: dict[str, float | None] = {one.name: None for one in made}
+        for one in made:
+            assert one.instance
+            try:
+                found[one.name] = self._launcher.processor_time(one.instance)
+            except LauncherAway:
+                break  # the others needn't be asked
+            except LaunchError:
+                pass
+        return found
 
     def _judge(self) -> None:
         now = Sample(time.monotonic(), self._hands.totals())
         with self._changed:
-            made = [one for one in self._live() if one.instance]
-
-            def urls(on_trial: bool) -> list[str]:
-                return [
-                    one.instance.url
-                    for one in made
-                    if one.instance and self._rollouts.is_new(one.version) is on_trial
-                ]
-
-            self._rollouts.judge(now, urls, self._rules.rollout.max_error_rate)
+            made = [
+                (one.name, one.instance.url, one.version) for one in self._live() if one.instance
+            ]
+            self._rollouts.judge(now, made, self._rules.rollout.max_error_rate)
 
     # What is done
 

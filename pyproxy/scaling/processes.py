@@ -74,10 +74,17 @@ class ProcessLauncher:
             folder=self._said.folder,
             log=log,
         )
+        said = ""
         if not known.told.wait(_PATIENCE):
-            raise LaunchError("the keeper of processes doesn't answer")
-        if known.error:
-            raise LaunchError(f"can't be started: {known.error}")
+            said = "the keeper of processes doesn't answer"
+            self._send(verb="end", name=name, patience=0)  # when it comes to that
+        elif known.error:
+            said = f"can't be started: {known.error}"
+        if said:
+            with self._lock:
+                self._known.pop(name, None)
+                self._left.append(int(port))
+            raise LaunchError(said)
         return Instance(name, f"http://127.0.0.1:{port}", version, str(known.pid), log)
 
     def ended(self, instance: Instance) -> str | None:
@@ -100,13 +107,13 @@ class ProcessLauncher:
             import psutil
         except ImportError:
             return None
-        try:
-            process = psutil.Process(int(instance.handle))
-            found = [process, *process.children(recursive=True)]
-            times = [one.cpu_times() for one in found]
-        except psutil.Error:
-            return None
-        return float(sum(one.user + one.system for one in times))
+        group, times = int(instance.handle), []
+        for pid in psutil.pids():
+            # Those that are gone meanwhile, or whose group isn't ours to know, don't count.
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getpgid(pid) == group:
+                    times.append(psutil.Process(pid).cpu_times())
+        return float(sum(one.user + one.system for one in times)) if times else None
 
     def stop(self, instance: Instance, patience: float) -> None:
         known = self._known.get(instance.name)

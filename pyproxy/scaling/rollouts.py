@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,8 @@ class Rollouts:
         self.version = version  # what targets are made of, but for a rollout
         self.now: Rollout | None = None
         self._last: tuple[Rollout, str, float | None] | None = None  # how it ended, and when
-        self._since: Sample | None = None
+        self._before: Sample | None = None  # of the look before
+        self._since: dict[str, Sample] = {}  # when a target came, by its name
 
     def ask(self, what: Mapping[str, Json], rules: Scaling) -> None:
         """Begins one to another ``image``, ``command`` or ``environment``. Raises
@@ -62,30 +63,29 @@ class Rollouts:
             self._close("replaced")
         proven = max(rules.rollout.observe, rules.slow_start or 0.0)
         self.now = Rollout(self.version, version, proven, time.time())
-        self._since = None
+        self._before, self._since = None, {}
         log.info("scaling %s: rollout from %s to %s", self._pool, self.version, self.now.called)
 
     def is_new(self, version: Version) -> bool:
         """Whether a target of it is on trial."""
         return bool(self.now and not self.now.returning and version == self.now.new)
 
-    def judge(self, now: Sample, urls: Callable[[bool], Iterable[str]], limit: float) -> None:
+    def judge(self, now: Sample, made: Iterable[tuple[str, str, Version]], limit: float) -> None:
         """Whether the new version fails more requests than the old one, beyond the ``limit``.
-        ``urls`` are those of targets on trial, or of others."""
+        ``made`` are those that serve: name, URL and version."""
         if not self.now or self.now.returning:
             return
-        before = self._since = self._since or now
-        errors, rate = self._errors(before, now, urls(True))
-        _, usual = self._errors(before, now, urls(False))
-        if errors >= _ENOUGH and rate > usual + limit:
+        before, self._before = self._before or now, now
+        errors, tried = {True: 0, False: 0}, {True: 0, False: 0}
+        for name, url, version in made:
+            # What was counted of another at the same address is none of its own.
+            since, counted = self._since.setdefault(name, before), (self._pool, url)
+            errors[self.is_new(version)] += now.errors(counted) - since.errors(counted)
+            tried[self.is_new(version)] += now.tried(counted) - since.tried(counted)
+        rate, usual = (errors[one] / tried[one] if tried[one] else 0.0 for one in (True, False))
+        if errors[True] >= _ENOUGH and rate > usual + limit:
             said = f"{rate:.0%} of its requests fail ({usual:.0%} of the old version's)"
             self.turn_back(said, harmful=True)
-
-    def _errors(self, before: Sample, now: Sample, urls: Iterable[str]) -> tuple[int, float]:
-        names = [(self._pool, url) for url in urls]
-        errors = sum(now.errors(name) - before.errors(name) for name in names)
-        tried = sum(now.tried(name) - before.tried(name) for name in names)
-        return errors, errors / tried if tried else 0.0
 
     def turn_back(self, reason: str, harmful: bool = False) -> None:
         assert self.now
