@@ -185,7 +185,7 @@ def test_the_children_of_a_target_end_with_it(tmp_path: Path) -> None:
     [
         ("crash", r"default-\d+ ended with status 1: made can't go on"),
         ("brief", r"default-\d+ ended with status 3: made begins"),
-        ("deaf", r"default-\d+ wasn't healthy within 0.5 s: http://127.0.0.1:\d+: .*timed out"),
+        ("deaf", r"default-\d+ wasn't healthy within 0.5 s: http://.*: .*(timed out|refused)"),
     ],
 )
 def test_what_never_becomes_healthy_is_told_and_tried_again_more_and_more_seldom(
@@ -241,14 +241,15 @@ def test_the_port_of_one_that_has_ended_is_used_again() -> None:
     """Else each start would add an address to what is counted."""
     with Proxy(scaling=scaling(min=1, drain_timeout="300ms")) as proxy:
         urls = {live(proxy)[0]["url"]}
-        for _ in range(3):
-            proxy.control.remove(live(proxy)[0]["id"])
-            eventually(
-                lambda: (
-                    not told(proxy)["instances"] or told(proxy)["instances"][0]["phase"] != "live"
-                )
-            )
+
+        def replace() -> None:
+            [one] = live(proxy)
+            proxy.control.remove(one["id"])
+            eventually(lambda: one["name"] not in str(told(proxy)["instances"]))
             eventually(lambda: len(live(proxy)) == 1)
+
+        for _ in range(3):
+            replace()
             urls.add(live(proxy)[0]["url"])
     assert len(urls) <= 2
 

@@ -323,3 +323,17 @@ def test_a_keeper_that_comes_to_it_late_leaves_no_process_behind(
         launcher.stop(other, 1)
     finally:
         launcher.close()
+
+
+def test_targets_don_t_know_the_settings_of_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYPROXY_ADMIN__PASSWORD", "hush")
+    monkeypatch.setenv("ODD", os.fsdecode(b"\xff"))
+    line = f"env >'{tmp_path}/env'; exec '{sys.executable}' '{MADE}' {{port}}"
+    said = {**scaling(min=1, environment={"P": "{port}"}), "command": ["sh", "-c", line]}
+    with Proxy(scaling=said) as proxy:
+        port = live(proxy)[0]["url"].rpartition(":")[2]
+    found = (tmp_path / "env").read_bytes().splitlines()
+    assert {b"ODD=\xff", f"P={port}".encode()} <= set(found)
+    assert not [one for one in found if one.startswith(b"PYPROXY_")]

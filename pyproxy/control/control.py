@@ -85,11 +85,11 @@ class Journal:
 
     def note(self, verb: str, target: str, *arguments: Any) -> None:
         about = {"add": "presence", "remove": "presence", "weight": "weight"}.get(verb, "state")
-        added = self._deeds.get(("presence", target))
+        before = self._deeds.get(("presence", target), ())
         if about == "presence":
             for key in [key for key in self._deeds if key[1] == target]:
                 del self._deeds[key]
-            if verb == "remove" and added and added[0] == "add" and added[-1] != BY_HAND:
+            if verb == "remove" and before[:1] == ("add",) and before[4:] not in ((), (BY_HAND,)):
                 return  # it was made here: the settings don't name it, and it is gone
         self._deeds.pop((about, target), None)
         self._deeds[about, target] = (verb, target, *arguments)

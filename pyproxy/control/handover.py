@@ -83,7 +83,7 @@ def inherited(unnamed: Sequence[int] = ()) -> Inheritance:
     memories = [Memory(file) for file in files[rest:]]
     ledger = Ledger(memories, shared=True)
     found = Inheritance(
-        sockets, ledger, said["journal"], said["secret"], said["targets"], said["scaling"]
+        sockets, ledger, said["journal"], said["secret"], said["targets"], said.get("scaling")
     )
     found._channel = channel
     return found

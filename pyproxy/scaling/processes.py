@@ -29,6 +29,11 @@ _LAST_WORDS = 200  # characters
 _NOT_THEIRS = {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
 
 
+def _is_theirs(variable: str) -> bool:
+    """Settings of this program aren't, like the admin's password."""
+    return variable not in _NOT_THEIRS and not variable.startswith("PYPROXY_")
+
+
 @dataclass
 class _Known:
     """What the keeper has told of a process."""
@@ -60,7 +65,7 @@ class ProcessLauncher:
     def start(self, name: str, version: Version) -> Instance:
         port = str(self._port())
         own = {key: one.replace("{port}", port) for key, one in version.environment}
-        environment = {key: one for key, one in os.environ.items() if key not in _NOT_THEIRS}
+        environment = {key: one for key, one in os.environ.items() if _is_theirs(key)}
         environment["PATH"] = search_path(environment)
         log = self._log_of(name)
         known = _Known(log_began=_size(log))
