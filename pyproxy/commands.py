@@ -106,8 +106,7 @@ def _where(admin: str | None, config: Path | None) -> Admin:
         except ValueError as error:
             raise click.UsageError(f"--admin: {error}") from None
     try:
-        # Who only asks needn't name targets.
-        found = settings.load(config, command_line={"targets": "1"}).admin
+        found = settings.load_admin(config)
     except SettingsError as error:
         raise click.UsageError(f"{error}\nor say --admin URL") from None
     if found.place is None:

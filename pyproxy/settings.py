@@ -394,7 +394,7 @@ def _finish(found: Layers, missing: str = "") -> Settings:
     if any(one.redirect for one in listens) and not any(one.secure for one in listens):
         told.append(f"{found.source('listen')}: listen: no https address to redirect to")
     if settings:
-        wrong = _wrong_with_admin(settings) + _wrong_with_swarms(settings)
+        wrong = _wrong_with_admin(settings) + _wrong_with_scaling(settings)
         told += [f"{found.source(path)}: {path}: {said}" for path, said in wrong]
     if told or settings is None:
         raise SettingsError(told)
@@ -417,14 +417,22 @@ def _wrong_with_admin(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def _wrong_with_swarms(settings: Settings) -> list[tuple[str, str]]:
-    pools = {"": settings, **{f"routes[{i}].": one for i, one in enumerate(settings.routes)}}
-    said = 'name the tasks of its service in targets, like "dns://tasks.app:8000"'
-    return [
-        (f"{path}scaling.launcher", f"a Swarm's targets are found, not made here: {said}")
-        for path, one in pools.items()
-        if one.scaling and one.scaling.launcher == "swarm" and not one.targets
-    ]
+def _wrong_with_scaling(settings: Settings) -> list[tuple[str, str]]:
+    """Of pools without targets of their own."""
+    pools: dict[str, PoolSettings] = {"": settings}
+    pools |= {f"routes[{at}].": one for at, one in enumerate(settings.routes)}
+    found = []
+    for path, one in pools.items():
+        if not one.scaling or one.targets:
+            continue
+        if one.scaling.launcher == "swarm":
+            said = 'name the tasks of its service in targets, like "dns://tasks.app:8000"'
+            told = f"a Swarm's targets are found, not made here: {said}"
+            found.append((f"{path}scaling.launcher", told))
+        elif not one.scaling.min:
+            said = "without targets of its own the pool would never have one: say 1 at least"
+            found.append((f"{path}scaling.min", said))
+    return found
 
 
 def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:
@@ -494,6 +502,19 @@ def load(
         path = path or Path(FILE)
     environment = os.environ if environment is None else environment
     return _finish(layers.stack(path, environment, command_line or {}, _SECTIONS), missing)
+
+
+def load_admin(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Admin:
+    """Only where the admin API is, however wrong all else may be. Raises ``SettingsError``."""
+    environment = os.environ if environment is None else environment
+    file = path or (Path(FILE) if Path(FILE).exists() else None)
+    found = layers.stack(file, environment, {}, _SECTIONS)
+    try:
+        return read_object(Admin, found.data.get("admin", {}))
+    except ValueError as error:
+        raise SettingsError(
+            [f"{found.source('admin')}: admin{below}: {said}" for below, said in parts(error)]
+        ) from None
 
 
 def files(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Path]:

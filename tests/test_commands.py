@@ -202,6 +202,9 @@ def test_where_and_who_are_as_the_settings_say(
         path = tmp_path / "appsettings.json"
         path.write_text(json.dumps({"admin": {**section, "password": "sésame"}}), "utf-8")
         assert invoke("status").exit_code == 0
+        wrong = {"admin": {**section, "password": "sésame"}, "targets": [], "nonsense": 1}
+        path.write_text(json.dumps(wrong), "utf-8")
+        assert invoke("status").exit_code == 0, "all else may be wrong"
         path.rename(tmp_path / "other.json")
         assert invoke("status", "--config", "other.json").exit_code == 0
         assert invoke("status").exit_code == 2

@@ -113,7 +113,7 @@ def test_last_words_are_a_targets_own_and_not_those_of_an_earlier_start(tmp_path
         (logs / f"default-{number}.log").write_text("words of yesterday\n")
     said = {**scaling(min=1, logs=str(logs)), "command": ["sh", "-c", "exit 3 # {port}"]}
     with Proxy(scaling=said) as proxy:
-        assert re.search(r"default-\d+ ended with status 3 \(failure", told(proxy)["problem"])
+        assert re.search(r"default-\d+ ended with status 3; all", told(proxy)["problem"])
 
 
 def test_more_and_fewer_are_made_and_no_request_fails() -> None:

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 import re
 import threading
 import time
@@ -325,7 +326,7 @@ class Fleet:
             targets=len(live),
             coming=coming,
             in_flight=sum(one["in_flight"] for one in targets.values() if one["id"] in own),
-            times=self._processor_times(live),
+            times=self._processor_times(live) if self._rules.auto else {},
             others=sum(one["state"] == "live" and id not in managed for id, one in targets.items()),
         )
         if seen and self._rules.auto and not rollout:
@@ -546,6 +547,8 @@ class Fleet:
                     self._failed_at = now
                 pause = min(_PAUSE * 2 ** (self._fails - 1), _LONGEST)
                 self._not_before = max(self._not_before, self._failed_at + pause)
+                if made and made.instance and os.path.isfile(made.instance.log):
+                    said = f"{said}; all it said is in {made.instance.log}"
                 self._problem = f"{said} (failure {self._fails} in a row)"
                 log.error("scaling %s: %s (another start in %g s)", self._pool, said, pause)
             self._changed.notify_all()

@@ -39,13 +39,14 @@ class Load:
         in_flight: int,
         times: Mapping[str, float | None],
         others: int = 0,
+        machine: bool = False,
     ) -> Signals | None:
         """What there is since the look before; None the first time. ``urls`` are of all targets of
         the pool, ``times`` the processor time of each that is managed; ``others`` is how many serve
-        that aren't."""
+        that aren't; ``machine``: this machine's processors stand for theirs."""
         before, now = self._before, Sample(time.monotonic(), totals)
         self._before = now
-        cpu = self._cpu(times, now.now - before.now) if before else None
+        cpu = self._cpu(times, now.now - before.now, machine) if before else None
         self._times = {name: used for name, used in times.items() if used is not None}
         if before is None:
             return None
@@ -68,7 +69,9 @@ class Load:
         )
         return self.signals
 
-    def _cpu(self, times: Mapping[str, float | None], seconds: float) -> float | None:
+    def _cpu(
+        self, times: Mapping[str, float | None], seconds: float, machine: bool
+    ) -> float | None:
         """Of the targets, or of the whole machine if their launcher can't tell."""
         used = [
             now - self._times[name]
@@ -77,8 +80,8 @@ class Load:
         ]
         if used:
             return round(100 * sum(used) / len(used) / max(seconds, 0.001), 1)
-        if times and all(one is not None for one in times.values()):
-            return None  # all of them are new
+        if not machine and all(one is not None for one in times.values()):
+            return None  # all of them are new, or there are none
         if self._machine is None:
             try:
                 self._machine = importlib.import_module("psutil")

@@ -8,6 +8,7 @@ keeper.py           a process of its own, the parent of all targets: it ends the
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from pyproxy.scaling_settings import Scaling, Version, search_path
 
 _PATIENCE = 10.0  # seconds for the keeper's answer
 _LAST_WORDS = 200  # characters
+_KEPT = 20  # logs of targets that have ended, in a folder of our own
 
 # What a service manager has told this program, and no other.
 _NOT_THEIRS = {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
@@ -56,6 +58,7 @@ class ProcessLauncher:
         self._channel: socket.socket | None = None
         self._known: dict[str, _Known] = {}
         self._left: deque[int] = deque()  # ports of those that have ended
+        self._over: deque[str] = deque()  # and their logs
         # Protects the fields above, and what is sent.
         self._lock = threading.Lock()
 
@@ -130,6 +133,10 @@ class ProcessLauncher:
         with self._lock:
             self._known.pop(instance.name, None)
             self._left.append(int(instance.url.rpartition(":")[2]))
+            self._over.append(instance.log)
+            if not self._said.logs and len(self._over) > _KEPT:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._over.popleft())
 
     def close(self, keep: bool = False) -> None:
         with self._lock:
@@ -140,6 +147,8 @@ class ProcessLauncher:
                 channel.shutdown(socket.SHUT_RDWR)  # the keeper ends all that is left
         if keeper:
             keeper.wait()
+        if self._logs and not self._said.logs:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
     def _port(self) -> int:
         """One that an earlier target had, if possible: what is counted for each address, and shown

@@ -90,6 +90,7 @@ class Replicas:
             coming=max(wanted - live, 0),
             in_flight=sum(one["in_flight"] for one in targets),
             times={},
+            machine=rules.auto,
         )
         if seen and rules.auto:
             after = min(max(self._load.decide(rules, seen, wanted), rules.min), rules.max)
