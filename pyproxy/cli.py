@@ -398,3 +398,162 @@ def _tell_story(run: Generator["Told", None, None]) -> None:
         click.echo(f"\x1b[{drawn}A\x1b[J", nl=False)
     click.echo("\n".join(["", *story.summary()]))
     sys.exit(0 if story.went_well() else 1)
+
+
+COUNT = click.IntRange(1)
+
+
+@main.command()
+@click.option("--targets", default=5, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--service",
+    metavar="KIND:TIME",
+    help="What a request takes at a target: constant:TIME, exponential:MEAN, uniform:FROM:TO, "
+    "lognormal:MEAN:SIGMA or pareto:MEAN:ALPHA. [default: exponential:100ms, or as --log says]",
+)
+@click.option(
+    "--at-once",
+    default=1,
+    show_default=True,
+    type=COUNT,
+    help="Requests that a target serves side by side; others wait there in line.",
+)
+@click.option(
+    "--load",
+    type=click.FloatRange(0, min_open=True),
+    help="Requests, as a share of what all targets together can serve. [default: 0.7]",
+)
+@click.option("--rate", type=SECONDS, help="The same as requests a second.")
+@click.option("--requests", type=COUNT, help="How many come. [default: 100000]")
+@click.option(
+    "--policy",
+    multiple=True,
+    metavar="NAME",
+    help="A policy, or several with commas between them, or a JSON object with options; can be "
+    "said again. [default: each]",
+)
+@click.option(
+    "--speed", multiple=True, metavar="WHO:FACTOR", help="2:0.5, 3-5:2: how fast targets are."
+)
+@click.option("--weight", multiple=True, metavar="WHO:WEIGHT", help="Their weights.")
+@click.option(
+    "--down",
+    multiple=True,
+    metavar="WHO@FROM-TO",
+    help="3@10s-20s: the third target is dead for so long; 3@10s: for good.",
+)
+@click.option(
+    "--errors", multiple=True, metavar="WHO@FROM-TO", help="It answers 500 within a millisecond."
+)
+@click.option(
+    "--slow",
+    multiple=True,
+    metavar="WHO:FACTOR@FROM-TO",
+    help="3:10@10s-20s: what it begins takes ten times as long.",
+)
+@click.option(
+    "--remove", multiple=True, metavar="WHO@AT", help="It leaves the pool's list, with no harm."
+)
+@click.option(
+    "--keys", type=click.IntRange(1, 1 << 24), help="Clients, URIs, users. [default: 10000]"
+)
+@click.option(
+    "--zipf",
+    type=click.FloatRange(0, 10),
+    help="The k-th of the keys comes as often as 1 / k to this power. [default: 0, all alike]",
+)
+@click.option(
+    "--proxies",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Proxies in front of the same targets, each with a pool of its own.",
+)
+@click.option(
+    "--share", metavar="TIME", help="They tell each other every TIME what they have under way."
+)
+@click.option("--max-fails", default=1, show_default=True, type=COUNT)
+@click.option("--sleeping", default="10s", show_default=True, metavar="TIME")
+@click.option(
+    "--attempts", default=5, show_default=True, type=COUNT, help="As the setting retry.attempts."
+)
+@click.option(
+    "--retry-errors", is_flag=True, help='Answers of 500 are failures, as "statuses": [500] says.'
+)
+@click.option(
+    "--timeout", default="60s", show_default=True, metavar="TIME", help="As timeouts.read."
+)
+@click.option("--slow-start", metavar="TIME", help="As a target's slow_start.")
+@click.option("--max-connections", type=COUNT, help="As a target's max_connections.")
+@click.option(
+    "--queue-size", default=1000, show_default=True, type=click.IntRange(0), help="As queue.size."
+)
+@click.option(
+    "--queue-timeout", default="10s", show_default=True, metavar="TIME", help="As queue.timeout."
+)
+@click.option("--warm-up", metavar="TIME", help="The times of who comes before don't count.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    help="Replay an access log (combined, or JSON lines): who comes when, and how long it took.",
+)
+@click.option(
+    "--faster",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="So many times as fast as the log.",
+)
+@click.option("--seed", default=0, show_default=True, help="Another one, another chance.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; times in seconds.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw a .png, .svg or .pdf; needs the extra plots.",
+)
+def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
+    """Try policies on a fleet in simulated time: no sockets, a million requests in seconds.
+
+    The pools and policies are those that serve; times are like 100ms, 10s, 5m; targets are counted
+    from 1.
+
+    \b
+    Which policy is best where some requests take far longer than others?
+      pyproxy simulate --targets 10 --service pareto:50ms:2.1 --load 0.8
+    A target of ten dies, and comes back:
+      pyproxy simulate --targets 10 --down 3@30s-60s --requests 10000
+    One is slow; twenty proxies that know nothing of each other:
+      pyproxy simulate --targets 100 --speed 1:0.2 --proxies 20
+    What would have been, with your own requests:
+      pyproxy simulate --targets 8 --log access.log --policy hash_ring,least_connections
+
+    p50, p99, p99.9, mean: from a request's coming to its answer. imbalance: answers of the busiest
+    target beside the average. peak: most requests that one target had at once. moved: answers that
+    came from another target than the same client's last one. lost: requests without an answer.
+    """
+    from pyproxy.lab import simulate as lab
+
+    try:
+        made = lab.plan(lab.Said(**given))
+        if plot:
+            lab.check_plot(plot)
+        results = list(made.run(_progress if sys.stderr.isatty() else None))
+        if sys.stderr.isatty():
+            click.echo("\r\x1b[K", nl=False, err=True)
+        if plot:
+            lab.plot(made, results, plot)
+    except SettingsError as error:
+        raise BadSettings(error) from None
+    except PyproxyError as error:
+        raise Refused(error) from None
+    except KeyboardInterrupt:
+        click.echo("stopped before the end", err=True)
+        sys.exit(130)
+    if as_json:
+        click.echo(lab.as_json(made, results))
+    else:
+        click.echo("\n".join([made.story, "", *lab.table(results)]))
+
+
+def _progress(policy: str, share: float) -> None:
+    click.echo(f"\r\x1b[K{policy} {share:.0%}", nl=False, err=True)

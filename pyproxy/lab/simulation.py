@@ -152,9 +152,7 @@ class Simulation:
         self.scenario = scenario
         self.now = 0.0
         self.result = Result(name or choice.name)
-        self.servers = [
-            _Server(at, scenario.speeds.get(at, 1.0)) for at in range(scenario.targets)
-        ]
+        self.servers = [_Server(at, scenario.speeds.get(at, 1.0)) for at in range(scenario.targets)]
         self._events: list[tuple[float, int, _Server | None, int, object, int, int]] = []
         self._sequence = 0
         self._deadlines: deque[tuple[float, Job, int]] = deque()
