@@ -430,7 +430,7 @@ COUNT = click.IntRange(1)
     multiple=True,
     metavar="NAME",
     help="A policy, or several with commas between them, or a JSON object with options; can be "
-    "said again. [default: each]",
+    "said again. [default: each; first only with --max-connections]",
 )
 @click.option(
     "--speed", multiple=True, metavar="WHO:FACTOR", help="2:0.5, 3-5:2: how fast targets are."

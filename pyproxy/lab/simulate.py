@@ -18,10 +18,8 @@ from pyproxy.lab.simulation import Fault, Progress, Result, Scenario, Simulation
 from pyproxy.lab.workload import Service, drawn, read_log, replayed
 from pyproxy.readers import Text, duration, number, parts, whole
 
-MOST_TARGETS = 100_000
-MOST_KEYS = 1 << 24  # addresses in 10.0.0.0/8
-# Each that is no other name for another one.
-EVERY_POLICY = tuple(name for name in POLICIES if name != "round_robin")
+# Each that is no other name for another one, and makes sense without a limit.
+EVERY_POLICY = tuple(name for name in POLICIES if name not in ("round_robin", "first"))
 
 T = TypeVar("T")
 
@@ -102,9 +100,7 @@ def plan(said: Said) -> Plan:
         one is not None for one in (said.load, said.rate, said.requests, said.keys, said.zipf)
     ):
         raise SettingsError(
-            [
-                "--log: it says who comes when: --load, --rate, --requests, --keys, --zipf don't count"
-            ]
+            ["--log: it says who comes when: leave out --load, --rate, --requests, --keys, --zipf"]
         )
     if said.load is not None and said.rate is not None:
         raise SettingsError(["--load, --rate: say one of them"])
@@ -158,7 +154,8 @@ def plan(said: Said) -> Plan:
         story = f"{service}, {count:,} requests, {rate:.4g} a second (load {rate / full:.2f})"
     many = f"{said.proxies} proxies, " if said.proxies > 1 else ""
     targets = f"{said.targets:,} targets" if said.targets > 1 else "1 target"
-    choices = tuple(_policies(said.policy or EVERY_POLICY))
+    every = (*EVERY_POLICY, *["first"] * bool(said.max_connections))
+    choices = tuple(_policies(said.policy or every))
     scenario = dataclasses.replace(scenario, jobs=jobs)
     return Plan(scenario, choices, count, f"{many}{targets}, {story}")
 
@@ -279,10 +276,7 @@ def table(results: Sequence[Result]) -> list[str]:
     rows = [COLUMNS, *(_row(result) for result in results)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
     return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]  # type: ignore[arg-type]
-        )
-        for row in rows
+        "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]) for row in rows
     ]
 
 
@@ -307,7 +301,7 @@ def _shown(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     value, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1000, "ms")
-    digits = max(2 - int(math.floor(math.log10(value))), 0) if value > 0 else 0
+    digits = max(2 - math.floor(math.log10(value)), 0) if value > 0 else 0
     return f"{value:.{min(digits, 3)}f} {unit}"
 
 
@@ -343,7 +337,7 @@ def as_json(plan: Plan, results: Sequence[Result]) -> str:
 def check_plot(path: Path) -> None:
     """Before the work is done. Raises ``PlotError``."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise PlotError('--plot needs matplotlib: pip install "pyproxy-lb[plots]"')
+        raise PlotError("--plot needs the package matplotlib: pip install 'pyproxy-lb[plots]'")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise PlotError(f"--plot: {path}: expected a name that ends with .png, .svg or .pdf")
     if not path.absolute().parent.is_dir():

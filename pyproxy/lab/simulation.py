@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from pyproxy.balancing.policies import FunctionPolicy, PolicyChoice, RandomPolicy
-from pyproxy.balancing.pool import TargetPool
+from pyproxy.balancing.pool import Place, TargetPool
 from pyproxy.balancing.target import Target
 from pyproxy.errors import AllBusy, EmptyRing, Overloaded
 from pyproxy.http.message import IDEMPOTENT
@@ -392,10 +392,10 @@ class Simulation:
             elif not self._ask(job, target) and self._fail(job, target, "connect", False):
                 self._forward(job)
 
-    def _leave_queue(self, job: Job, place: object) -> None:
-        if job.place is place and place is not None:
+    def _leave_queue(self, job: Job, place: Place) -> None:
+        if job.place is place:
             self._waiting[job.proxy].remove(job)
-            self.pools[job.proxy].leave(job.place)
+            self.pools[job.proxy].leave(place)
             job.place = None
             self._lose(job)
             self.call_waiting(job.proxy)
@@ -483,9 +483,9 @@ class Prober:
         self._simulation.call(when, functools.partial(self._probe, target, number))
 
     def _probe(self, target: Target, number: int) -> None:
-        if target.evicted and self._evictions[target] == number:
-            if not self._restore(target):
-                self._plan(target, number)
+        void = not target.evicted or self._evictions[target] != number
+        if not void and not self._restore(target):
+            self._plan(target, number)
 
     def _restore(self, target: Target) -> bool:
         good = self._simulation.healthy(target.port)

@@ -88,7 +88,7 @@ def _lognormal(mean: float, spread: float, dice: Random) -> Draw:
 
 def _pareto(mean: float, spread: float, dice: Random) -> Draw:
     least, power = mean * (spread - 1) / spread, -1 / spread
-    return lambda: least * (1.0 - dice.random()) ** power  # type: ignore[no-any-return]
+    return lambda: least * (1.0 - dice.random()) ** power
 
 
 # By kind: from the mean and the spread (uniform: half of its width; lognormal: the deviation of
@@ -158,12 +158,13 @@ def read_log(path: Path, faster: float = 1.0) -> list[Visit]:
     arrival. A log tells seconds: the requests of one are spread over it. ``faster`` divides the
     time between them. Raises ``SettingsError``."""
     found: list[tuple[float, Visit]] = []
-    number = 0
+    number = 1  # of the line
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
                 if line.strip():
                     found.append(_visit(line))
+                number += 1
     except OSError as error:
         said = (error.strerror or "cannot be read").lower()
         raise SettingsError([f"--log: {path}: {said}"]) from None
@@ -205,7 +206,7 @@ def _visit(line: str) -> tuple[float, Visit]:
     if not match:
         raise ValueError(line)
     client, when, request, target, took = match.groups()
-    answered = datetime.strptime(when, "%d/%b/%Y:%H:%M:%S %z").timestamp()  # noqa: DTZ007
+    answered = datetime.strptime(when, "%d/%b/%Y:%H:%M:%S %z").timestamp()
     parts = request.split(" ")
     method, uri = parts[:2] if len(parts) == 3 else ("GET", "/")
     known = float(took) if took and target != "-" else None
