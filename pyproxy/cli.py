@@ -470,6 +470,9 @@ COUNT = click.IntRange(1)
     help="Proxies in front of the same targets, each with a pool of its own.",
 )
 @click.option(
+    "--in-step", is_flag=True, help="They have all started just now, and begin with one target."
+)
+@click.option(
     "--share", metavar="TIME", help="They tell each other every TIME what they have under way."
 )
 @click.option("--max-fails", default=1, show_default=True, type=COUNT)

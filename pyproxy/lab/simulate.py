@@ -48,6 +48,7 @@ class Said:
     keys: int | None = None
     zipf: float | None = None
     proxies: int = 1
+    in_step: bool = False
     share: str | None = None
     max_fails: int = 1
     sleeping: str = "10s"
@@ -116,6 +117,7 @@ def plan(said: Said) -> Plan:
         faults=tuple(_faults(said)),
         removed=tuple(_removed(said)),
         proxies=said.proxies,
+        in_step=said.in_step,
         share=_time("--share", said.share) if said.share else None,
         max_fails=said.max_fails,
         sleeping=_time("--sleeping", said.sleeping),
@@ -259,7 +261,9 @@ def _removed(said: Said) -> Iterator[tuple[int, float]]:
 def _policies(said: Iterable[str]) -> Iterator[tuple[str, PolicyChoice]]:
     """Names, several with commas between them, or JSON objects."""
     for text in said:
-        for one in [text] if text.startswith("{") else text.split(","):
+        if "{" in text.lstrip()[1:] and not text.lstrip().startswith("{"):
+            raise SettingsError([f"--policy: {text}: an object needs a --policy of its own"])
+        for one in [text] if text.lstrip().startswith("{") else text.split(","):
             choice = _read("--policy", lambda text: policy(Text(text)), one.strip())
             options = " ".join(f"{key}={value}" for key, value in choice.options)
             yield f"{choice.name} {options}".strip(), choice
@@ -344,7 +348,7 @@ def check_plot(path: Path) -> None:
         raise PlotError(f"--plot: {path}: there is no such folder")
 
 
-POINTS = 150  # of a line
+POINTS = 100  # of a line
 PARTS = 60  # of the time
 
 
@@ -380,9 +384,9 @@ def plot(plan: Plan, results: Sequence[Result], path: Path) -> None:
 
 
 def _tail(times: list[float]) -> tuple[list[float], list[float]]:
-    """Points at even steps of the logarithm of the share."""
+    """Points at even steps of the logarithm of the share, without the quickest tenth."""
     count = len(times)
-    shares = [count ** -(step / POINTS) for step in range(POINTS + 1)]
+    shares = [0.9 * count ** -(step / POINTS) for step in range(POINTS + 1)]
     places = sorted({min(max(math.ceil(count * (1 - share)), 0), count - 1) for share in shares})
     return [times[at] for at in places], [(count - at) / count for at in places]
 

@@ -61,6 +61,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     removed: tuple[tuple[int, float], ...] = ()  # who leaves the pool's list, and when
     proxies: int = 1
+    in_step: bool = False  # each has had no request yet; else they are anywhere in their turn
     share: float | None = None  # how often they tell each other how many requests targets have
     max_fails: int = 1
     sleeping: float = 10.0
@@ -115,7 +116,7 @@ class Result:
         return max(self.served) * len(self.served) / total if total else None
 
 
-class _Server:
+class Server:
     """A target as it is, which every proxy knows by a ``Target`` of its own."""
 
     __slots__ = (
@@ -152,13 +153,13 @@ class Simulation:
         self.scenario = scenario
         self.now = 0.0
         self.result = Result(name or choice.name)
-        self.servers = [_Server(at, scenario.speeds.get(at, 1.0)) for at in range(scenario.targets)]
-        self._events: list[tuple[float, int, _Server | None, int, object, int, int]] = []
+        self.servers = [Server(at, scenario.speeds.get(at, 1.0)) for at in range(scenario.targets)]
+        self._events: list[tuple[float, int, Server | None, int, object, int, int]] = []
         self._sequence = 0
         self._deadlines: deque[tuple[float, Job, int]] = deque()
         self._under_way = 0
         self._wishes = False
-        self._last: dict[str, _Server] = {}  # of each client or URI
+        self._last: dict[str, Server] = {}  # of each client or URI
         self.pools = [self._pool(choice, at) for at in range(scenario.proxies)]
         self._by_uri = getattr(self.pools[0].policy, "key", "client") == "uri"
         self._waiting: list[deque[Job]] = [deque() for _ in self.pools]
@@ -204,6 +205,7 @@ class Simulation:
         many have come."""
         jobs, dice = self.scenario.jobs(), Random(f"{self.scenario.seed} proxies")
         events, deadlines, many = self._events, self._deadlines, len(self.pools)
+        numbers = [0 if self.scenario.in_step else dice.getrandbits(30) for _ in self.pools]
         count = 0
         job = next(jobs, None)
         while job or self._under_way:
@@ -220,7 +222,9 @@ class Simulation:
             elif job:
                 self.now = coming
                 if many > 1:
-                    job.proxy = int(dice.random() * many)
+                    job.proxy = proxy = int(dice.random() * many)
+                    job.number = numbers[proxy]
+                    numbers[proxy] += 1
                 self._arrive(job)
                 count += 1
                 if progress and not count & 0x3FFF:
@@ -281,14 +285,14 @@ class Simulation:
         deadlines.append((self.now + self.scenario.timeout, job, attempt))
         return True
 
-    def _serve(self, server: _Server, job: Job, attempt: int) -> None:
+    def _serve(self, server: Server, job: Job, attempt: int) -> None:
         server.busy += 1
         self._sequence += 1
         ends = self.now + job.size * server.factor
         event = (ends, self._sequence, server, server.life, job, attempt, 200)
         heapq.heappush(self._events, event)
 
-    def _answer(self, server: _Server, job: Job, attempt: int, status: int) -> None:
+    def _answer(self, server: Server, job: Job, attempt: int, status: int) -> None:
         server.load -= 1
         del server.under_way[job]
         if status == 200:
@@ -421,7 +425,7 @@ class Simulation:
         else:
             server.down -= 1
 
-    def _kill(self, server: _Server) -> None:
+    def _kill(self, server: Server) -> None:
         gone = server.under_way
         server.under_way, server.load, server.busy = {}, 0, 0
         server.life += 1
