@@ -305,8 +305,7 @@ def _shown(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     value, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1000, "ms")
-    digits = max(2 - math.floor(math.log10(value)), 0) if value > 0 else 0
-    return f"{value:.{min(digits, 3)}f} {unit}"
+    return f"{value:#.3g}".rstrip(".") + f" {unit}" if value >= 0.001 else f"0 {unit}"
 
 
 def as_json(plan: Plan, results: Sequence[Result]) -> str:
@@ -348,8 +347,8 @@ def check_plot(path: Path) -> None:
         raise PlotError(f"--plot: {path}: there is no such folder")
 
 
-POINTS = 100  # of a line
-PARTS = 60  # of the time
+POINTS = 60  # of a line
+PARTS = 40  # of the time
 
 
 def plot(plan: Plan, results: Sequence[Result], path: Path) -> None:

@@ -205,7 +205,8 @@ class Simulation:
         many have come."""
         jobs, dice = self.scenario.jobs(), Random(f"{self.scenario.seed} proxies")
         events, deadlines, many = self._events, self._deadlines, len(self.pools)
-        numbers = [0 if self.scenario.in_step else dice.getrandbits(30) for _ in self.pools]
+        turns = Random(f"{self.scenario.seed} turns")
+        numbers = [0 if self.scenario.in_step else turns.getrandbits(30) for _ in self.pools]
         count = 0
         job = next(jobs, None)
         while job or self._under_way:
