@@ -109,6 +109,7 @@ def test_a_function_of_ones_own_is_tried(tmp_path: Path) -> None:
         (["--slow", "3@1s-2s"], "expected a number above 0"),
         (["--remove", "0@1s"], "expected targets from 1 to 5"),
         (["--load", "1", "--rate", "1"], "--load, --rate: say one of them"),
+        (["--load", "nan"], "--load: expected a number"),
         (["--log", "nowhere.log"], "--log: nowhere.log: no such file or directory"),
         (["--log", "nowhere.log", "--rate", "3"], "it says who comes when"),
         (["--sleeping", "never"], '--sleeping: "never": expected a duration'),

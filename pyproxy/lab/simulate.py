@@ -1,6 +1,5 @@
 """What ``python -m pyproxy simulate`` is told, and what it shows: a table, JSON, a plot."""
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from pyproxy.balancing.policies import POLICIES, PolicyChoice, policy
 from pyproxy.errors import PyproxyError, SettingsError
 from pyproxy.lab.simulation import Fault, Progress, Result, Scenario, Simulation
-from pyproxy.lab.workload import Service, drawn, read_log, replayed
+from pyproxy.lab.workload import Job, Service, drawn, read_log, replayed
 from pyproxy.readers import Text, duration, number, parts, whole
 
 # Each that is no other name for another one, and makes sense without a limit.
@@ -94,23 +93,27 @@ def _hear(progress: Callable[[str, float], None], name: str, all: int, count: in
     progress(name, count / all)
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """Who comes, and what they take on the average."""
+
+    jobs: Callable[[], Iterator[Job]]
+    count: int
+    service_mean: float
+    story: str
+
+
 def plan(said: Said) -> Plan:
     """Raises ``SettingsError``."""
-    service = _read("--service", _service, said.service or "exponential:100ms")
-    if said.log and any(
-        one is not None for one in (said.load, said.rate, said.requests, said.keys, said.zipf)
-    ):
-        raise SettingsError(
-            ["--log: it says who comes when: leave out --load, --rate, --requests, --keys, --zipf"]
-        )
-    if said.load is not None and said.rate is not None:
-        raise SettingsError(["--load, --rate: say one of them"])
-    speeds = _each(said, "speed", number(0, above=True))
-    capacity = said.at_once * sum(speeds.get(at, 1.0) for at in range(said.targets))
+    for option in ("load", "rate", "zipf", "faster"):
+        if not math.isfinite(getattr(said, option) or 0.0):
+            raise SettingsError([f"--{option}: expected a number"])
+    speeds = _each(said, "speed", number(0, 1e9, above=True))
+    coming = _logged(said, said.log) if said.log else _drawn(said, speeds)
     scenario = Scenario(
         targets=said.targets,
-        service_mean=service.mean,
-        jobs=lambda: iter(()),
+        service_mean=coming.service_mean,
+        jobs=coming.jobs,
         at_once=said.at_once,
         speeds=speeds,
         weights=_each(said, "weight", whole(1, 256)),
@@ -131,35 +134,55 @@ def plan(said: Said) -> Plan:
         warm_up=_time("--warm-up", said.warm_up) if said.warm_up else 0.0,
         seed=said.seed,
     )
-    if said.log:
-        visits = read_log(said.log, said.faster)
-        count = len(visits)
-        told = all(one.seconds is not None for one in visits)
-        if not said.service and not any(one.seconds for one in visits):
-            raise SettingsError(
-                [f"--log: {said.log}: it doesn't tell how long requests took: say --service"]
-            )
-        own = service if said.service else None
-        jobs = functools.partial(replayed, visits, own, said.seed)
-        mean = service.mean if own else sum(one.seconds or 0.0 for one in visits) / count
-        scenario = dataclasses.replace(scenario, service_mean=mean)
-        source = str(own) if own else "times as logged" + ("" if told else ", where they are")
-        rate = count / visits[-1].arrived if visits[-1].arrived else 0.0
-        story = f"{source}, {count:,} requests of {said.log.name}, {rate:.4g} a second"
-    else:
-        full = capacity / service.mean
-        rate = said.rate if said.rate is not None else (said.load or 0.7) * full
-        count = said.requests or 100_000
-        jobs = functools.partial(
-            drawn, rate, count, service, said.keys or 10_000, said.zipf or 0.0, said.seed
-        )
-        story = f"{service}, {count:,} requests, {rate:.4g} a second (load {rate / full:.2f})"
+    every = (*EVERY_POLICY, *["first"] * bool(said.max_connections))
+    policies = tuple(_policies(said.policy or every))
     many = f"{said.proxies} proxies, " if said.proxies > 1 else ""
     targets = f"{said.targets:,} targets" if said.targets > 1 else "1 target"
-    every = (*EVERY_POLICY, *["first"] * bool(said.max_connections))
-    choices = tuple(_policies(said.policy or every))
-    scenario = dataclasses.replace(scenario, jobs=jobs)
-    return Plan(scenario, choices, count, f"{many}{targets}, {story}")
+    return Plan(scenario, policies, coming.count, f"{many}{targets}, {coming.story}")
+
+
+def _drawn(said: Said, speeds: dict[int, float]) -> _Coming:
+    if said.load is not None and said.rate is not None:
+        raise SettingsError(["--load, --rate: say one of them"])
+    service = _read("--service", _service, said.service or "exponential:100ms")
+    capacity = said.at_once * sum(speeds.get(at, 1.0) for at in range(said.targets)) / service.mean
+    rate = said.rate if said.rate is not None else (said.load or 0.7) * capacity
+    count = said.requests or 100_000
+    return _Coming(
+        functools.partial(
+            drawn, rate, count, service, said.keys or 10_000, said.zipf or 0.0, said.seed
+        ),
+        count,
+        service.mean,
+        f"{service}, {count:,} requests, {rate:.4g} a second (load {rate / capacity:.2f})",
+    )
+
+
+def _logged(said: Said, path: Path) -> _Coming:
+    if any(one is not None for one in (said.load, said.rate, said.requests, said.keys, said.zipf)):
+        raise SettingsError(
+            ["--log: it says who comes when: leave out --load, --rate, --requests, --keys, --zipf"]
+        )
+    service = _read("--service", _service, said.service) if said.service else None
+    visits = read_log(path, said.faster)
+    count = len(visits)
+    mean = service.mean if service else sum(one.seconds or 0.0 for one in visits) / count
+    if not mean:
+        raise SettingsError(
+            [f"--log: {path}: it doesn't tell how long requests took: say --service"]
+        )
+    told = (
+        "times as logged"
+        if all(one.seconds is not None for one in visits)
+        else ("times as logged, where they are")
+    )
+    rate = count / (visits[-1].arrived or 1.0)
+    return _Coming(
+        functools.partial(replayed, visits, service, said.seed),
+        count,
+        mean,
+        f"{service or told}, {count:,} requests of {path.name}, {rate:.4g} a second",
+    )
 
 
 def _read(option: str, read: Callable[[str], T], text: str) -> T:
@@ -371,6 +394,7 @@ def plot(plan: Plan, results: Sequence[Result], path: Path) -> None:
     tail.set(xscale="log", yscale="log", xlabel="seconds", ylabel="share that took longer")
     time.set(yscale="log", xlabel="seconds since the start", ylabel="99 % took less, in seconds")
     share.set(ylim=(0, None), xlabel="targets, the busiest first", ylabel="answers")
+    tail.minorticks_off()
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(plan.story, fontsize=10)
     try:
