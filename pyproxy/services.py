@@ -119,7 +119,7 @@ class Backing:
             self.pool.watch(functools.partial(world.history.note, name))
         health = said.health
         hello = serialise(said.send_proxy, None) if said.send_proxy else b""
-        self._recovery = RecoveryThread(
+        self.recovery = RecoveryThread(
             self.pool,
             # A context of its own: urllib3 changes the one it gets.
             check_as(health, _client_context(said), hello),
@@ -174,13 +174,13 @@ class Backing:
             if target in self.pool.targets:
                 self.pool.remove(target, "by the settings")
             self.forget(target)
-        self._recovery.start()
+        self.recovery.start()
 
     def _take_over(self, old: "Backing") -> list[Target]:
         """Goes on where ``old`` stops. Only what differs between the settings of both changes, so
         that what was changed at run time stays so. Those that leave: while names are looked up for
         the first time, they serve on."""
-        old._recovery.stop()
+        old.recovery.stop()
         before = {one.url: one for one in old.said.targets}
         after = {one.url: one for one in self.said.targets}
         gone = before.keys() - after.keys()
@@ -254,7 +254,7 @@ class Backing:
     def stop(self) -> None:
         for discovery in self._discoveries.values():
             discovery.stop()
-        self._recovery.stop()
+        self.recovery.stop()
 
 
 class Service(Backing):

@@ -24,7 +24,8 @@ FLOORS = (
     ("scaling",),
     ("control",),
     ("app",),
-    ("worker", "program", "lab", "contrib", "commands"),
+    ("worker", "program", "lab", "commands"),
+    ("contrib",),
     ("cli",),
     ("__main__",),
 )

@@ -5,6 +5,7 @@ run
     _plan               who is to be checked when
   _start_check          in a thread of its own, so that one that hangs delays no other
     _judge              enough good or bad ones in a row: restore, evict
+probe                   one round now, for who won't wait until it is due
 """
 
 import logging
@@ -42,8 +43,10 @@ class RecoveryThread(threading.Thread):
         fall: int = 1,
     ) -> None:
         """``rise`` good checks in a row restore a target, ``fall`` bad ones evict it. ``interval``
-        None: only evicted ones are looked at."""
+        None: only evicted ones are looked at. With ``by_hand`` set before the start, nothing is
+        checked but by ``probe``."""
         super().__init__(name="pyproxy-recovery", daemon=True)
+        self.by_hand = False
         self._pool = pool
         self._check = check
         self._interval = interval
@@ -67,7 +70,14 @@ class RecoveryThread(threading.Thread):
 
     def start(self) -> None:
         self._pool.watch(self._notice)
-        super().start()
+        if not self.by_hand:
+            super().start()
+
+    def probe(self) -> None:
+        """Checks all that it looks after, one after another in the order of the settings, now and
+        in this thread, whatever is due when. Returns when they are restored, or not."""
+        for target in self._watched():
+            self._run_check(target)
 
     def run(self) -> None:
         while True:
@@ -94,11 +104,7 @@ class RecoveryThread(threading.Thread):
     def _plan(self, now: float) -> None:
         """Keeps what is planned for targets that are as they were, and plans the others."""
         old, self._due = self._due, {}
-        watched = [
-            one
-            for one in self._pool.targets
-            if one.state is State.EVICTED or (self._interval and one.state is not State.MAINTENANCE)
-        ]
+        watched = self._watched()
         for at, target in enumerate(watched):
             planned = old.get(target)
             if planned and planned[1] == target.evicted:
@@ -107,6 +113,13 @@ class RecoveryThread(threading.Thread):
                 self._due[target] = (now + self._pause, True)
             else:
                 self._due[target] = (now + self._interval * (at + 1) / len(watched), False)
+
+    def _watched(self) -> list[Target]:
+        return [
+            one
+            for one in self._pool.targets
+            if one.state is State.EVICTED or (self._interval and one.state is not State.MAINTENANCE)
+        ]
 
     def _urgent(self, now: float) -> float:
         """When all evicted ones are to be probed, since nobody is left."""
