@@ -179,8 +179,6 @@ class LoadBalancer:
         self.url = self.proxy.url
 
     def _settings(self, seed: int | None, settings: dict[str, Any]) -> Settings:
-        if "targets" in settings:
-            raise TypeError("targets are said once, as the list")
         said = {"listen": "http://127.0.0.1:0", "sleeping": _SLEEPING, **settings}
         if seed is not None and "policy" in said:
             said["policy"] = _seeded(said["policy"], seed)
@@ -240,8 +238,8 @@ class LoadBalancer:
             member.server.life.flaky = share, status
 
     def reset(self, target: int) -> None:
-        """Its connections are reset: those there are now, later ones when a request has come,
-        until ``restart``."""
+        """Its connections are reset, until ``restart``: those that wait for a request now, others
+        in the place of an answer. So the application does its work, and its answers are lost."""
         with self._alive(target, "resetting") as member:
             member.server.life.reset()
 

@@ -176,7 +176,8 @@ class _Life:
         self._wait(lambda: self._listener.fileno() < 0)
 
     def reset(self) -> None:
-        """From now on each request ends in a reset; connections that wait for one do so now."""
+        """From now on each request ends in a reset, when the application has done its work;
+        connections that wait for one do so now."""
         with self._changed:
             self._frozen, self._resetting = False, True
             self._changed.notify_all()
@@ -196,18 +197,24 @@ class _Life:
             self._frozen, self._resetting = True, False
 
     def hold(self) -> None:
-        """Waits while it is frozen. Raises ``Lost`` if nobody is to be answered."""
+        """Waits while it is frozen. Raises ``Lost`` if that was its end."""
         if self._frozen:
             with self._changed:
                 self._changed.wait_for(lambda: self.over or not self._frozen)
-        if self.over or self._resetting:
+        if self.over:
+            raise Lost
+
+    def admit(self) -> None:
+        """The same before each piece of an answer. Raises ``Lost`` also if it is to be lost."""
+        self.hold()
+        if self._resetting:
             raise Lost
 
     def linger(self) -> None:
         """Waits as long as an answer takes."""
         if self.delay:
             with self._changed:
-                self._changed.wait_for(lambda: self.over or self._resetting, self.delay)
+                self._changed.wait_for(lambda: self.over, self.delay)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -357,7 +364,7 @@ class _Answer:
 
     def _write(self, data: bytes) -> None:
         """The head goes out with the first piece."""
-        self._life.hold()
+        self._life.admit()
         if self._begun and not data:
             return
         head = b"" if self._begun else self._begin()
