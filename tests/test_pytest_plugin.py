@@ -519,17 +519,16 @@ def test_who_is_not_there_or_not_fit_for_a_verb_is_told() -> None:
         with pytest.raises(ValueError, match="status: expected a failure, 400 to 599, got 200"):
             lb.flaky(0, 0.5, 200)
         lb.kill(0)
-        for call in (
-            lambda: lb.freeze(0),
-            lambda: lb.reset(0),
-            lambda: lb.slow(0, 1),
-            lambda: lb.flaky(0, 1),
-        ):
+        faults: list[tuple[Callable[..., None], list[int]]]
+        faults = [(lb.freeze, [0]), (lb.reset, [0]), (lb.slow, [0, 1]), (lb.flaky, [0, 1])]
+        for fault, said in faults:
             with pytest.raises(LoadBalancerError, match=r"target 0 is killed: restart\(0\) first"):
-                call()
+                fault(*said)
     lb.close()
     assert lb.requests_of(1) == 0
-    for verb in (lb.kill, lb.restart, lb.wait_evicted):
+    for verb in verbs:
+        if verb == lb.requests_of:
+            continue
         with pytest.raises(LoadBalancerError, match="this load balancer has ended"):
             verb(0)
     with pytest.raises(LoadBalancerError, match="has ended"):
@@ -596,7 +595,7 @@ def test_nobody_notices_what_happens_to_one_after_the_other() -> None:
                     load.goes_on()
                     lb.restart(at)
                     lb.wait_restored(at)
-        assert (load.statuses.keys(), load.failures) == ({200}, [])
+        assert (set(load.statuses), load.failures) == ({200}, [])
 
 
 # In pytest
@@ -722,6 +721,20 @@ def test_an_installed_pyproxy_is_a_plugin_that_can_be_left_out(tmp_path: Path) -
     assert "1 passed" in found.stdout, found.stdout + found.stderr
     found = run_pytest(tmp_path, "-p", "no:pyproxy", plugin=False)
     assert "fixture 'load_balancer' not found" in found.stdout, found.stdout + found.stderr
+
+
+def test_nothing_is_said_where_pyproxy_was_imported_before_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(): pass\n")
+    script = "import pyproxy, sys, pytest; sys.exit(pytest.main(['-q', '-W', 'error']))"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=4 * DEADLINE,
+    )
+    assert "1 passed" in found.stdout, found.stdout + found.stderr
 
 
 def test_the_face_shows_what_it_says() -> None:

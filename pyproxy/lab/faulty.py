@@ -67,9 +67,12 @@ class FaultyServer:
         return self._life is not None
 
     def start(self) -> None:
-        """Listens, without any fault."""
-        life = _Life(self, socket.create_server((_HOST, self.port), backlog=256))
-        self._life = life
+        """Listens, without any fault. Raises ``ListenError``."""
+        try:
+            listener = socket.create_server((_HOST, self.port), backlog=256)
+        except OSError as error:
+            raise net.listen_error(_HOST, self.port, error) from None
+        self._life = life = _Life(self, listener)
         self.spawn(life.accept)
 
     def stop(self) -> None:
@@ -129,8 +132,11 @@ class _Life:
     def accept(self) -> None:
         try:
             while not self.over:
-                with contextlib.suppress(OSError):  # it was gone before it was taken
+                try:
                     self._take(*self._listener.accept())
+                except OSError as error:  # it was gone before it was taken
+                    if net.exhausted(error):
+                        self._wait(lambda: self.over, 0.1)
         finally:
             self._listener.close()
             with self._changed:
@@ -187,9 +193,9 @@ class _Life:
             before = self._idle.copy()
         self._wait(lambda: not before & self._idle)
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
+    def _wait(self, condition: Callable[[], bool], seconds: float = _PATIENCE) -> None:
         with self._changed:
-            self._changed.wait_for(condition, _PATIENCE)
+            self._changed.wait_for(condition, seconds)
 
     def freeze(self) -> None:
         """From now on nothing is answered."""
