@@ -89,7 +89,7 @@ class Plan:
 
 @dataclass
 class Second:
-    """What was counted since the one before."""
+    """What was counted since the one before. Response times are of what didn't fail."""
 
     at: float  # its end, in seconds since the load began
     length: float
@@ -106,7 +106,17 @@ class Second:
 
     @property
     def requests(self) -> int:
+        return self.answered + self.failures
+
+    @property
+    def answered(self) -> int:
         return self.buckets().total()
+
+    @property
+    def names(self) -> dict[str, Counter[int]]:
+        """``times``, in order, with those of which all failed."""
+        known = sorted({*self.times, *self.failed})
+        return {name: self.times.get(name, Counter()) for name in known}
 
     @property
     def failures(self) -> int:
@@ -195,11 +205,11 @@ class Run:
         return whole
 
     def figures(self) -> dict[str, float]:
-        """By name; times in ms, NaN where there was no request."""
+        """By name. ``per_second``, and times in ms, are of what didn't fail; NaN: of nothing."""
         whole = self.whole()
-        buckets, count = whole.buckets(), whole.requests
+        buckets, count = whole.buckets(), whole.answered
         return {
-            "requests": count,
+            "requests": whole.requests,
             "failures": whole.failures,
             "exceptions": whole.raised,
             "seconds": whole.length,
@@ -290,7 +300,7 @@ def progress(run: Run) -> str:
         return f"{run.title}: begins"
     last = run.seconds[-1]
     return (
-        f"{run.title}: {last.at:.0f} s, {last.users} users, {last.requests / last.length:,.1f}"
+        f"{run.title}: {last.at:.0f} s, {last.users} users, {last.answered / last.length:,.1f}"
         f" requests/s, p50 {shown_time(last.quantile(0.5))}, p99 {shown_time(last.quantile(0.99))},"
         f" {sum(second.failures for second in run.seconds)} failed"
     )
@@ -321,11 +331,12 @@ def _details(run: Run, compared: bool) -> list[str]:
     else:
         lines.append("no target told who it was (X-Target), and no --admin was said")
     whole = run.whole()
-    if len(whole.times) > 1:
+    if len(whole.names) > 1:
         lines += ["", f"{'':<40}{'requests':>9}{'failed':>8}{'p50':>10}{'p99':>10}"]
-        for name, buckets in sorted(whole.times.items()):
+        for name, buckets in whole.names.items():
             times = "".join(f"{shown_time(quantile(buckets, one)):>10}" for one in (0.5, 0.99))
-            lines.append(f"{name:<40}{buckets.total():>9,}{whole.failed[name]:>8,}{times}")
+            failed = whole.failed[name]
+            lines.append(f"{name:<40}{buckets.total() + failed:>9,}{failed:>8,}{times}")
     lines += [f"{mark.at:6.2f} s  {mark.target} {mark.what}" for mark in run.marks]
     lines += [f"{count:>6,} x {error}" for error, count in run.errors.most_common(10)]
     return lines
@@ -352,11 +363,11 @@ def as_json(runs: Sequence[Run], told: Mapping[str, Any]) -> dict[str, Any]:
                 "errors": dict(run.errors.most_common()),
                 "names": {
                     name: {
-                        "requests": buckets.total(),
+                        "requests": buckets.total() + whole.failed[name],
                         "failures": whole.failed[name],
-                        **{f"p{one * 100:g}": quantile(buckets, one) for one in QUANTILES},
+                        **{f"p{q * 100:g}": _finite(quantile(buckets, q)) for q in QUANTILES},
                     }
-                    for name, buckets in sorted(whole.times.items())
+                    for name, buckets in whole.names.items()
                 },
                 "seconds": [
                     {
@@ -449,7 +460,8 @@ class Bench:
                     run.stopped = True
                     load.end()
                     break
-                grown = load.read(run)
+                before = (run.began, len(run.seconds))
+                load.read(run)
                 if run.began and run not in self.runs:
                     self.runs.append(run)
                 if stage and due and run.began and time.time() - run.began >= due[0][0]:
@@ -457,7 +469,7 @@ class Bench:
                     for number in plan.kill:
                         at = stage.kill(number) if what == "killed" else stage.restore(number)
                         run.marks.append(Mark(at - run.began, f"target {number}", what))
-                if grown:
+                if before != (run.began, len(run.seconds)):
                     watch.look(run)
                     yield run
             load.read(run)
@@ -507,15 +519,14 @@ class Locust:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def read(self, run: Run) -> bool:
-        """Takes over what has been told since the last call; whether there was anything."""
+    def read(self, run: Run) -> None:
+        """Takes over what has been told since the last call."""
         with open(self._file, "rb") as file:
             file.seek(self._done)
             *lines, rest = file.read().split(b"\n")
             self._done = file.tell() - len(rest)
         for line in lines:
             run.add(json.loads(line))
-        return bool(lines)
 
     @property
     def last_words(self) -> str:
@@ -722,7 +733,7 @@ class Watch:
         if self._by_proxy:
             run.seconds[-1].targets.update(counted - before)
         for event in status["events"]:
-            if event["at"] > self._told:
+            if self._told < event["at"] < run.began + run.seconds[-1].at:
                 self._told = event["at"]
                 mark = Mark(event["at"] - run.began, self._name(event["target"]), event["what"])
                 run.marks.append(mark)

@@ -26,7 +26,7 @@ class Second:
         self.errors: Counter[str] = Counter()
         self.targets: Counter[str] = Counter()
         self.raised = 0
-        self.total = 0.0  # ms
+        self.total = 0.0  # ms, as all times, of what didn't fail
         self.most = 0.0
 
 
@@ -65,10 +65,11 @@ class Teller:
         **_: Any,
     ) -> None:
         second, title = self._second, f"{request_type} {name}"
-        second.times[title][round(math.log(max(response_time, 0.01), BASE))] += 1
-        second.total += response_time
-        second.most = max(second.most, response_time)
-        if exception is not None:
+        if exception is None:
+            second.times[title][round(math.log(max(response_time, 0.01), BASE))] += 1
+            second.total += response_time
+            second.most = max(second.most, response_time)
+        else:
             second.failed[title] += 1
             second.errors[f"{title}: {_briefly(exception)}"] += 1
         headers = getattr(response, "headers", None)
@@ -92,6 +93,8 @@ class Teller:
 
 
 def _briefly(error: BaseException) -> str:
+    if code := getattr(error, "code", None):
+        return f"status {code}"
     text = str(error) if type(error).__name__ == "CatchResponseError" else repr(error)
     return text if len(text) <= 200 else f"{text[:199]}…"
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from pyproxy.lab.bench import (
     shown_time,
 )
 
-WIDTH, HEIGHT = 640, 190  # of a plot, without the labels of its marks
+WIDTH, HEIGHT = 520, 180  # of a plot, without the labels of its marks
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 24
 ROW = 15  # of labels
 LIGHT = ("#2f6fde", "#e0862a", "#1a936f", "#b2457f", "#7a5cc9", "#8a8d1f", "#3aa3b8", "#b5482f")
@@ -51,7 +51,7 @@ th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--lin
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .bad { color: var(--bad); } .good { color: var(--good); }
-svg { display: block; width: 100%; max-width: 860px; height: auto;
+svg { display: block; width: 100%; max-width: 720px; height: auto;
   font: 11px system-ui, sans-serif; }
 svg text { fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .under { stroke: var(--card); stroke-width: 3.5; }
@@ -146,7 +146,7 @@ def _run(run: Run, runs: Sequence[Run]) -> str:
     parts = [
         f"<section><h2>{escape(run.title)}</h2>",
         "<h3>Requests a second</h3>",
-        _lines(run, rates, most[0], str, (0, 7), labels=True),
+        _lines(run, rates, most[0], _plain, (0, 7), labels=True),
         _keys(rates, (0, 7)) if "failed" in rates else "",
         "<h3>Response time</h3>",
         _lines(run, times, most[1], shown_time, (2, 1, 3)),
@@ -167,7 +167,7 @@ def _run(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _rates(run: Run) -> dict[str, list[float]]:
-    lines = {"answered": [(one.requests - one.failures) / one.length for one in run.seconds]}
+    lines = {"answered": [one.answered / one.length for one in run.seconds]}
     if any(one.failures for one in run.seconds):
         lines["failed"] = [one.failures / one.length for one in run.seconds]
     return lines
@@ -199,7 +199,7 @@ class _Plot:
 
     def __init__(self, run: Run, rows: int = 0) -> None:
         self.end = max(run.plan.duration, run.seconds[-1].at if run.seconds else 0.0)
-        self.top = float(TOP + rows * ROW)
+        self.top = TOP + rows * ROW
         self.height = HEIGHT + rows * ROW
         self.run = run
 
@@ -263,15 +263,15 @@ def _lines(
     run: Run,
     lines: Mapping[str, Sequence[float]],
     most: float,
-    shown_value: object,
+    value: Callable[[float], str],
     colors: Sequence[int],
     labels: bool = False,
 ) -> str:
     plot = _Plot(run, len(run.marks) if labels else 0)
-    value = shown_time if shown_value is shown_time else _plain
+    tick = _tick if value is shown_time else value
 
     def parts() -> Iterator[str]:
-        yield from plot.frame([value(most * at / 4) if at else "0" for at in range(5)])
+        yield from plot.frame([tick(most * at / 4) if at else "0" for at in range(5)])
         for (name, values), color in zip(lines.items(), colors, strict=False):
             for points in _unbroken(run, values):
                 at = " ".join(f"{plot.x(x):.1f} {plot.y(y / most):.1f}" for x, y in points)
@@ -290,6 +290,10 @@ def _lines(
         )
 
     return plot.svg(", ".join(lines), parts())
+
+
+def _tick(ms: float) -> str:
+    return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms" if ms >= 1 else f"{ms * 1000:g} µs"
 
 
 def _plain(value: float) -> str:
@@ -356,12 +360,13 @@ def _table_of_targets(shares: Mapping[str, int]) -> str:
 
 def _table_of_names(run: Run) -> str:
     whole = run.whole()
-    if len(whole.times) < 2:
+    if len(whole.names) < 2:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}<td>{buckets.total():,}<td>{whole.failed[name]:,}"
+        f"<tr><td>{escape(name)}<td>{buckets.total() + whole.failed[name]:,}"
+        f"<td>{whole.failed[name]:,}"
         f"<td>{shown_time(quantile(buckets, 0.5))}<td>{shown_time(quantile(buckets, 0.99))}"
-        for name, buckets in sorted(whole.times.items())
+        for name, buckets in whole.names.items()
     )
     return f"<table><tr><th>request<th>requests<th>failed<th>p50<th>p99{rows}</table>"
 
