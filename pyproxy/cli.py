@@ -727,6 +727,11 @@ def _plan(
         raise click.UsageError(f"--command: {error}") from None
     if words and not any("{port}" in word for word in words):
         raise click.UsageError("--command: {port} has to stand where the target's port is said")
+    try:
+        policy = {"policy": said["policy"]} if said["policy"] else {}
+        settings.load(said["config"] or Path(os.devnull), {}, {"targets": "1", **policy})
+    except SettingsError as error:
+        raise BadSettings(error) from None
     said = {name: value for name, value in said.items() if value is not None}
     credentials = (user, password) if password else None
     return Plan(url or "", counts, words, credentials=credentials, **said)

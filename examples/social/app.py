@@ -1,6 +1,6 @@
 """Users, log-in and friends: a small API, several copies of which share one database.
 
-    python examples/social/app.py --port 8001 --database social.db
+python examples/social/app.py --port 8001 --database social.db
 """
 
 import argparse

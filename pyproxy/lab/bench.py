@@ -212,7 +212,7 @@ class Run:
             "requests": whole.requests,
             "failures": whole.failures,
             "exceptions": whole.raised,
-            "seconds": whole.length,
+            "duration": whole.length,
             "per_second": count / whole.length if whole.length else 0.0,
             "mean": whole.total / count if count else math.nan,
             **{f"p{share * 100:g}": quantile(buckets, share, whole.most) for share in QUANTILES},
@@ -246,7 +246,7 @@ class Thresholds:
         """What this run has failed, in words."""
         found = run.figures()
         lost = int(found["failures"] + found["exceptions"])
-        said = []
+        said = [] if found["requests"] > found["failures"] else ["no request succeeded"]
         if self.max_failures is not None and lost > self.max_failures:
             said.append(f"{lost} failures, more than {self.max_failures}")
         for name in ("p50", "p90", "p99"):
@@ -310,10 +310,14 @@ def table(runs: Sequence[Run]) -> list[str]:
     """All runs side by side, then what is of one of them."""
     lines = [f"{runs[0].plan.described()}", ""]
     compared = len(runs) > 1
-    lines.append(" " * 12 + "".join(f"{run.title:>14}" for run in runs))
+    widths = [max(14, len(run.title) + 2) for run in runs]
+    titles = zip(runs, widths, strict=True)
+    lines.append(" " * 12 + "".join(f"{run.title:>{width}}" for run, width in titles))
     found = [run.figures() for run in runs]
     for name, title in FIGURES.items():
-        cells = "".join(f"{shown(name, one[name]):>14}" for one in found)
+        cells = "".join(
+            f"{shown(name, one[name]):>{width}}" for one, width in zip(found, widths, strict=True)
+        )
         times = name not in ("failures",) and compared
         last = f"{ratio(found[0][name], found[-1][name]):>10}" if times else ""
         lines.append(f"{title:<12}{cells}{last}".rstrip())
@@ -479,7 +483,8 @@ class Bench:
                 for number in plan.kill:
                     stage.check(number)
             if not run.seconds and not run.stopped:
-                raise BenchError(f"Locust measured nothing: {load.last_words}")
+                about = f"\nhas {plan.locustfile} a User class?" if plan.locustfile else ""
+                raise BenchError(f"Locust measured nothing: {load.last_words}{about}")
 
 
 class Locust:
@@ -531,8 +536,8 @@ class Locust:
     @property
     def last_words(self) -> str:
         text = self._log.read_text(encoding="utf-8", errors="replace").strip()
-        lines = [line for line in text.splitlines() if line.strip()]
-        return "\n".join(lines[-5:]) or f"it ended with status {self._process.returncode}"
+        lines = [line for line in text.splitlines() if line[:1].strip()]
+        return lines[-1] if lines else f"it ended with status {self._process.returncode}"
 
     def end(self) -> None:
         """As its own Ctrl-C would: it still tells what it has counted."""

@@ -36,10 +36,11 @@ class Teller:
         self._parent = os.getppid()
         self._second = Second()
         self._began = 0.0
+        self._over = False
         environment.events.request.add_listener(self.count)
         environment.events.user_error.add_listener(self.count_raised)
         environment.events.test_start.add_listener(self.begin)
-        environment.events.quitting.add_listener(self.tell)
+        environment.events.test_stopping.add_listener(self.end)
 
     def begin(self, **_: Any) -> None:
         self._began = time.time()
@@ -80,8 +81,13 @@ class Teller:
         self._second.raised += 1
         self._second.errors[f"a task raised {_briefly(exception)}"] += 1
 
-    def tell(self, **_: Any) -> None:
-        if not self._began:
+    def end(self, **_: Any) -> None:
+        """What is still under way is broken off, and doesn't count."""
+        self.tell()
+        self._over = True
+
+    def tell(self) -> None:
+        if self._over:
             return
         second, self._second = self._second, Second()
         runner = self._environment.runner

@@ -217,10 +217,10 @@ class _Plot:
             yield f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
         step = next(one for one in STEPS if self.end / one <= 8)
         for number in range(int(self.end / step) + 1):
-            at = number * step
+            time = number * step
             yield (
-                f'<text x="{self.x(at):.1f}" y="{self.height - 7}" text-anchor="middle">'
-                f"{at:g} s</text>"
+                f'<text x="{self.x(time):.1f}" y="{self.height - 7}" text-anchor="middle">'
+                f"{time:g} s</text>"
             )
 
     def marks(self, rows: Sequence[int] = ()) -> Iterator[str]:
