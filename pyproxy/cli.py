@@ -728,8 +728,11 @@ def _plan(
     if words and not any("{port}" in word for word in words):
         raise click.UsageError("--command: {port} has to stand where the target's port is said")
     try:
-        policy = {"policy": said["policy"]} if said["policy"] else {}
-        settings.load(said["config"] or Path(os.devnull), {}, {"targets": "1", **policy})
+        over = {"targets": "1", **({"policy": said["policy"]} if said["policy"] else {})}
+        if said["config"]:
+            settings.load(said["config"], {}, over)
+        else:
+            settings.parse(over, "command line")
     except SettingsError as error:
         raise BadSettings(error) from None
     said = {name: value for name, value in said.items() if value is not None}
