@@ -605,7 +605,7 @@ def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None]
     help='What starts a target of yours, like "python app.py --port {port}". [default: the target'
     " of this program]",
 )
-@click.option("--delay", type=click.FloatRange(0, 60), help="Seconds that our target takes.")
+@click.option("--delay", type=Duration(), help="What our target takes for a request.")
 @click.option("--at-once", type=click.IntRange(1), help="Requests that it works on side by side.")
 @click.option("--policy", help="The policy of the proxy. [default: hash_ring]")
 @click.option(

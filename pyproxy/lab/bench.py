@@ -100,6 +100,7 @@ class Second:
     raised: int
     total: float  # ms
     most: float  # ms
+    by_proxy: Counter[str] = field(default_factory=Counter)  # targets, as a proxy has counted
 
     def buckets(self) -> Counter[int]:
         return sum(self.times.values(), Counter())
@@ -130,6 +131,7 @@ class Second:
             self.times.setdefault(name, Counter()).update(counts)
         self.failed.update(other.failed)
         self.targets.update(other.targets)
+        self.by_proxy.update(other.by_proxy)
         self.at, self.length = other.at, self.length + other.length
         self.raised += other.raised
         self.total += other.total
@@ -219,14 +221,16 @@ class Run:
             "max": whole.most if count else math.nan,
         }
 
+    def served(self, second: Second) -> Counter[str]:
+        """The requests of each target: as answers tell, or else as the proxy does."""
+        told = any(one.targets for one in self.seconds)
+        return second.targets if told else second.by_proxy
+
     def shares(self) -> dict[str, int]:
-        """The requests of each target that is known."""
-        counted = self.whole().targets
-        return {name: counted[name] for name in [*self.targets, *sorted(counted - _ones(self))]}
-
-
-def _ones(run: Run) -> Counter[str]:
-    return Counter({name: run.whole().targets[name] for name in run.targets})
+        """The same of the whole run, in order."""
+        counted = self.served(self.whole())
+        others = sorted(counted.keys() - set(self.targets))
+        return {name: counted[name] for name in (*self.targets, *others)}
 
 
 # Thresholds
@@ -381,7 +385,7 @@ def as_json(runs: Sequence[Run], told: Mapping[str, Any]) -> dict[str, Any]:
                         "requests": one.requests,
                         "failures": one.failures,
                         **{f"p{q * 100:g}": _finite(one.quantile(q)) for q in QUANTILES},
-                        "targets": dict(one.targets),
+                        "targets": dict(run.served(one)),
                     }
                     for one in run.seconds
                 ],
@@ -702,7 +706,6 @@ class Watch:
         self._session.auth = credentials
         self._counted: Counter[str] = self._count(self.ask()) if admin else Counter()
         self._told = time.time()
-        self._by_proxy: bool | None = None  # whether answers don't tell whose they are
 
     def ask(self) -> dict[str, Any]:
         """Raises ``BenchError``: later failures are passed over."""
@@ -733,10 +736,7 @@ class Watch:
             return
         counted, before = self._count(status), self._counted
         self._counted = counted
-        if self._by_proxy is None:
-            self._by_proxy = not run.seconds[0].targets
-        if self._by_proxy:
-            run.seconds[-1].targets.update(counted - before)
+        run.seconds[-1].by_proxy.update(counted - before)
         for event in status["events"]:
             if self._told < event["at"] < run.began + run.seconds[-1].at:
                 self._told = event["at"]

@@ -319,7 +319,7 @@ def _shares(run: Run, names: Sequence[str]) -> str:
     def parts() -> Iterator[str]:
         yield from plot.frame(["0", "25 %", "50 %", "75 %", "100 %"])
         for second in run.seconds:
-            edges = _edges(second.targets, names)
+            edges = _edges(run.served(second), names)
             x, end = plot.x(second.at - second.length), plot.x(second.at)
             for at, (low, high) in enumerate(pairwise(edges)):
                 if high > low:
@@ -332,7 +332,7 @@ def _shares(run: Run, names: Sequence[str]) -> str:
         yield from plot.senses(
             [
                 f"{second.at:.1f} s: "
-                + ", ".join(f"{name} {second.targets[name]:,}" for name in names)
+                + ", ".join(f"{name} {run.served(second)[name]:,}" for name in names)
                 for second in run.seconds
             ]
         )
@@ -399,7 +399,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             times.plot(middles, line, color=LIGHT[color], label=name)
         names = list(run.shares())
         for at, name in enumerate(names):
-            edges = [_edges(one.targets, names)[at : at + 2] for one in run.seconds]
+            edges = [_edges(run.served(one), names)[at : at + 2] for one in run.seconds]
             shares.bar(
                 middles,
                 [100 * (high - low) for low, high in edges],
