@@ -329,7 +329,7 @@ def test_the_five_targets_of_the_last_experiment_lose_one(tmp_path: Path) -> Non
     faster = ("--at", "500ms", "--restore", "1s", "--duration", "2s", "--users", "2")
     [found] = measure(words, tmp_path, *faster)
     assert found["failures"] == 0
-    assert ("killed", "target 3") == (found["marks"][0]["what"], found["marks"][0]["target"])
+    assert (found["marks"][0]["what"], found["marks"][0]["target"]) == ("killed", "target 3")
 
 
 def test_the_example_keeps_what_is_somebody_elses(tmp_path: Path) -> None:
