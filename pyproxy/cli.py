@@ -19,8 +19,8 @@ from pyproxy import __version__, commands, settings
 from pyproxy.app import Proxy
 from pyproxy.errors import PyproxyError, SettingsError
 from pyproxy.program import Program, Signals, catch_signals, in_background, inheritance
+from pyproxy.readers import Text, few
 from pyproxy.readers import duration as read_duration
-from pyproxy.readers import few
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
 
@@ -573,7 +573,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if isinstance(value, float):
             return value
         try:
-            return read_duration(value)
+            return read_duration(Text(value))
         except ValueError as error:
             self.fail(f"{error}, not {value!r}", parameter, context)
 
