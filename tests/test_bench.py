@@ -8,7 +8,8 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,29 @@ from pyproxy.cli import main
 from pyproxy.lab.bench import BASE, Plan, Run, Thresholds, quantile, shown_time, table
 from pyproxy.lab.report import page
 from tests.admin import admin_of
-from tests.programs import ROOT, Program, command, program, run
+from tests.programs import ROOT, Program, command, program
 from tests.support import DEADLINE, Message, RawTarget, answer, closed_port, eventually, replying
 from tests.test_docs import code_blocks, read
 
 GENTLE = ("--users", "4", "--pause", "50ms")
+
+
+# For a load, and all the processes that have to start for it.
+LONG = 4 * DEADLINE
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+    """``python -m pyproxy …`` to its end."""
+    with program(*words, cwd=cwd, env=env) as running:
+        code = running.wait(LONG)
+        return Done(code, "\n".join(running.stdout), "\n".join(running.stderr))
 
 
 class Page(HTMLParser):
@@ -56,9 +75,9 @@ class Page(HTMLParser):
 # Targets of our own
 
 
-def documented(title: str) -> list[str]:
+def documented(title: str, page: str = "docs/experiments.md") -> list[str]:
     """The words of the command under the heading that begins so."""
-    text = re.split(r"^## ", read("docs/experiments.md"), flags=re.MULTILINE)
+    text = re.split(r"^##? ", read(page), flags=re.MULTILINE)
     [part] = [one for one in text if one.startswith(title)]
     block = next(one for one in code_blocks(part) if "pyproxy bench" in one)
     return shlex.split(block.replace("\\\n", " "))[3:]
@@ -112,10 +131,11 @@ def children_of(running: Program) -> list[psutil.Process]:
 
 
 def test_an_interrupt_ends_all_of_it_and_what_was_measured_is_told() -> None:
-    with program("bench", "--targets", "1", "--duration", "10m", *GENTLE) as bench:
-        bench.wait_for(r"1 target: 1 s, ")
+    words = (*documented("Targets started for it", "docs/bench.md"), "--duration", "10m", *GENTLE)
+    with program(*words) as bench:
+        bench.wait_for(r"3 targets: 1 s, ", LONG)
         left = children_of(bench)
-        assert len(left) >= 4  # the keeper and what it keeps, Locust
+        assert len(left) >= 6  # the keeper and what it keeps, Locust
         assert bench.stop(signal.SIGINT) == 130
         bench.wait_for(r"^requests +\d+$")
         assert bench.stderr[-1] == "stopped before its end"
@@ -123,8 +143,9 @@ def test_an_interrupt_ends_all_of_it_and_what_was_measured_is_told() -> None:
 
 
 def test_a_killed_bench_leaves_nothing_behind() -> None:
-    with program("bench", "--targets", "1", "--duration", "10m", *GENTLE) as bench:
-        bench.wait_for(r"1 target: 1 s, ")
+    words = (*documented("In CI", "docs/bench.md"), "--duration", "10m", *GENTLE)
+    with program(*words) as bench:
+        bench.wait_for(r"3 targets: 1 s, ", LONG)
         left = children_of(bench)
         bench.process.kill()
         bench.process.wait(DEADLINE)
@@ -195,13 +216,15 @@ def test_a_url_is_loaded_as_a_file_says_and_the_admin_api_tells_who_served(
     assert all(one["targets"].values())
     lost = one["failures"] + one["exceptions"]
     assert done.returncode == 1
-    assert done.stderr.endswith(f"threshold broken: {url}: {lost} failures, more than 3\n")
+    assert done.stderr.endswith(f"threshold broken: {url}: {lost} failures, more than 3")
     assert re.search(r"^GET /fine +\d+ +0 ", done.stdout, re.MULTILINE)
 
 
-def test_a_url_where_nobody_answers_is_no_success() -> None:
+def test_a_url_where_nobody_answers_is_no_success(tmp_path: Path) -> None:
+    words = documented("What runs already", "docs/bench.md")
     url = f"http://127.0.0.1:{closed_port()}/"
-    done = run("bench", url, "--duration", "1s", *GENTLE)
+    words[words.index("http://localhost:8000/")] = url
+    done = run(*words, "--duration", "1s", *GENTLE, cwd=tmp_path)
     assert done.returncode == 1
     assert f"threshold broken: {url}: no request succeeded" in done.stderr
     assert "no target told who it was (X-Target), and no --admin was said" in done.stdout
@@ -301,7 +324,6 @@ def test_more_targets_help_where_requests_wait_for_each_other(tmp_path: Path) ->
     one, three = measure(documented("The load at which they do"), tmp_path, "--duration", "5s")
     assert one["requests"] <= 5
     assert three["requests"] > one["requests"]
-    assert three["p50"] < 5000
 
 
 @pytest.mark.parametrize(
@@ -318,6 +340,12 @@ def test_the_example_is_loaded_as_documented(title: str, counts: list[int], tmp_
         assert found["failures"] == found["exceptions"] == 0
         assert "POST users" in found["names"]
         assert all(found["targets"].values())
+
+
+def test_the_example_shows_the_command_of_the_experiment() -> None:
+    page = "examples/social/README.md"
+    words = documented("Behind the proxy", page)
+    assert set(words) < set(documented("Users, log-in and friends"))
 
 
 def test_the_example_keeps_what_is_somebody_elses(tmp_path: Path) -> None:

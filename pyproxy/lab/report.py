@@ -403,7 +403,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             shares.bar(
                 middles,
                 [100 * (high - low) for low, high in edges],
-                [one.length * 0.94 for one in run.seconds],
+                [one.length * (0.94 if len(run.seconds) <= 30 else 1.0) for one in run.seconds],
                 [100 * low for low, _ in edges],
                 color=LIGHT[at % len(LIGHT)],
                 label=name,
@@ -434,6 +434,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             one.spines[["top", "right"]].set_visible(False)
             one.grid(axis="y", color="#e3e6ea")
             one.set_axisbelow(True)
-            if len(one.get_legend_handles_labels()[1]) > 1:
+            if run is runs[-1] and len(one.get_legend_handles_labels()[1]) > 1:
                 one.legend(fontsize=8, framealpha=0.8, loc="center right")
     figure.savefig(path, format="png")
