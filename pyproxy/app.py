@@ -93,7 +93,10 @@ class Parts:
         self._names.append((routes.no_route, "none", None))
         if not settings.routes:
             return default
-        rules = [routes.Rule(one.host, one.path, self._route(one)) for one in settings.routes]
+        rules = [
+            routes.Rule(one.host, one.path, self._route(one), one.endings)
+            for one in settings.routes
+        ]
         return routes.Router(rules, default)
 
     def _route(self, said: Route) -> routes.Service:

@@ -69,10 +69,10 @@ def _sticky(said: StickySettings, secret: bytes, path: str) -> Sticky | None:
 
 
 def name_of(said: PoolSettings) -> str:
-    """The pool's: ``default`` at the top of the settings, a route's host and path, a tcp entry's
+    """The pool's: ``default`` at the top of the settings, a route's host, path and endings, a tcp entry's
     address and server name."""
     if isinstance(said, Route):
-        return f"{said.host or ''}{said.path}"
+        return " ".join([f"{said.host or ''}{said.path}", *said.endings])
     if isinstance(said, TCPEntry):
         return f"{said.listen} {said.server_name or ''}".strip()
     return "default"

@@ -90,6 +90,14 @@ def _location(value: Json) -> str:
     return found
 
 
+@described({"type": "string", "pattern": r"^\.[!-.0-~]+$"})
+def _ending(value: Json) -> str:
+    found = text(value)
+    if not re.fullmatch(r"\.[!-.0-~]+", found):
+        raise ValueError('expected an ending like ".css"')
+    return found.lower()
+
+
 @dataclass(frozen=True)
 class Route(PoolSettings):
     """Requests for a host and path, and what serves them: ``targets`` (with all that else is said
@@ -99,6 +107,11 @@ class Route(PoolSettings):
         None, 'for this host, or "*.example.com" for all below (null: for any)', optional(read_host)
     )
     path: str = option("/", "for this path and all below it", read_path)
+    endings: tuple[str, ...] = option(
+        (),
+        'only for paths that end so, like ".css"; goes before all routes of the host without it',
+        list_of(_ending),
+    )
     files: str | None = option(None, "a folder whose files are served", optional(_folder))
     index: str = option("index.html", "the file that stands for its folder", _file_name)
     expires: float | None = option(
@@ -132,7 +145,9 @@ def _route(value: Json) -> Route:
 @described(schema_of_list(_route.schema))
 def _routes(value: Json) -> tuple[Route, ...]:
     found = list_of(_route)(value)
-    refuse_duplicates([f"{one.host or ''}{one.path.rstrip('/')}/" for one in found])
+    refuse_duplicates(
+        [f"{one.host or ''}{one.path.rstrip('/')}/{','.join(sorted(one.endings))}" for one in found]
+    )
     return found
 
 

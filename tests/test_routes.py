@@ -304,3 +304,35 @@ def test_a_file_is_logged_with_its_size(site: Path, tmp_path: Path) -> None:
 def test_routes_cost_nothing_for_who_has_none() -> None:
     with RawTarget(lambda *_: None) as target, Proxy(targets=[target.url]) as proxy:
         assert not isinstance(proxy._parts.serve, Router)
+
+
+def test_a_route_for_endings_goes_before_the_others_of_its_host(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.css").write_text("style")
+    ends = {"files": str(tmp_path), "endings": [".css", ".JS"], "expires": "30d"}
+    with letters("abc") as (a, b, c):
+        routes = [
+            ends,
+            {"path": "/a", "targets": [b.url]},
+            {"host": "other.example", "targets": [c.url]},
+        ]
+        with Proxy(targets=[a.url], routes=routes) as proxy:
+            styled = get(proxy.url, "/a/x.css?v=1")
+            assert (styled.body, styled.get("Cache-Control")) == (b"style", "max-age=2592000")
+            assert get(proxy.url, "/a/x.%43ss").status == 404  # it is one, and no such file is there
+            assert get(proxy.url, "/y.js").status == 404
+            for path, letter in (("/a/x.cs", b"b"), ("/a/css", b"b"), ("/", b"a"), ("/js", b"a")):
+                assert get(proxy.url, path).body == letter
+            at_other = b"GET /x.css HTTP/1.1\r\nHost: other.example\r\n\r\n"
+            assert ask(proxy.url, at_other).body == b"c"
+
+
+def test_two_routes_may_differ_in_endings_only() -> None:
+    one, other = {"endings": ".css", "redirect": "/1"}, {"endings": ".js", "redirect": "/2"}
+    with Proxy(routes=[one, other]) as proxy:
+        assert get(proxy.url, "/a.css").get("Location") == "/1"
+        assert get(proxy.url, "/a.js").get("Location") == "/2"
+    with pytest.raises(SettingsError, match="stands here twice"):
+        parse({"routes": [one, one]})
+    with pytest.raises(SettingsError, match='expected an ending like ".css"'):
+        parse({"routes": [{"endings": "css", "redirect": "/1"}]})

@@ -17,11 +17,13 @@ Service = Callable[[Request], Reply | Answer]
 @dataclass(frozen=True)
 class Rule:
     """Sends what matches to a service. ``host`` is a name, ``*.`` and a name for all below it, or
-    None for any; ``path`` is a prefix of whole segments."""
+    None for any; ``path`` is a prefix of whole segments; ``endings``, if there are some, are those
+    that the last segment may have, in lower case."""
 
     host: str | None
     path: str
     service: Service
+    endings: tuple[str, ...] = ()
 
     @property
     def segments(self) -> list[str]:
@@ -30,14 +32,16 @@ class Rule:
 
 class Router:
     """A service that asks the rule that fits best: first by host (exact, then ``*.`` the longest
-    first, then any), then by path (the longest first). Without one: the default."""
+    first, then any), then one with endings, then by path (the longest first). Without one: the
+    default."""
 
     def __init__(self, rules: list[Rule], default: Service) -> None:
         self._default = default
-        # By host, the best first; of each, prefixes, the longest first.
-        self._by_host: dict[str | None, list[tuple[list[str], Service]]] = {}
-        for rule in sorted(rules, key=lambda rule: -len(rule.segments)):
-            self._by_host.setdefault(rule.host, []).append((rule.segments, rule.service))
+        # By host, the best first; of each, prefixes and endings, the best first.
+        self._by_host: dict[str | None, list[tuple[list[str], tuple[str, ...], Service]]] = {}
+        for rule in sorted(rules, key=lambda rule: (not rule.endings, -len(rule.segments))):
+            found = (rule.segments, rule.endings, rule.service)
+            self._by_host.setdefault(rule.host, []).append(found)
 
     def __call__(self, request: Request) -> Reply | Answer:
         return self.find(request.host, request.uri.partition("?")[0])(request)
@@ -46,8 +50,8 @@ class Router:
         """``host`` without a port; ``path`` as it came."""
         segments = _segments(path)
         for name in (host, *wildcards(host), None):
-            for prefix, service in self._by_host.get(name, ()):
-                if segments[: len(prefix)] == prefix:
+            for prefix, endings, service in self._by_host.get(name, ()):
+                if segments[: len(prefix)] == prefix and (not endings or _ends(segments, endings)):
                     return service
         return self._default
 
@@ -62,6 +66,10 @@ def _segments(path: str) -> list[str]:
         elif segment not in ("", "."):
             kept.append(segment)
     return kept
+
+
+def _ends(segments: list[str], endings: tuple[str, ...]) -> bool:
+    return bool(segments) and segments[-1].lower().endswith(endings)
 
 
 def no_route(request: Request) -> Answer:
