@@ -564,6 +564,8 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
 
 def _progress(policy: str, share: float) -> None:
     click.echo(f"\r\x1b[K{policy} {share:.0%}", nl=False, err=True)
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Seconds, or a text like 200ms."""
 
