@@ -284,6 +284,59 @@ def certificate(names: tuple[str, ...], certificate: Path, key: Path) -> None:
     click.echo(f"{certificate} and {key} are for {', '.join(names)}: browsers will warn of them")
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["nginx", "haproxy"]),
+    help="Whose file it is. [default: what it looks like]",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="appsettings.json",
+    show_default=True,
+    help="The settings file to write; - is standard output.",
+)
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
+def convert(file: Path, kind: str | None, output: str, force: bool) -> None:
+    """Make settings of FILE, a configuration of nginx or HAProxy.
+
+    What pyproxy has no equivalent for is told on standard error, a line each: where it stands, and
+    what to do. The exit status is 1 if nothing could be converted; nothing is written then.
+    """
+    from pyproxy.contrib.converting import ConvertError, read
+
+    try:
+        found = read(file, kind)
+    except ConvertError as error:
+        raise Refused(error) from None
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from None
+    text = json.dumps(found.settings, indent=2, ensure_ascii=False) + "\n"
+    if output == "-":
+        click.echo(text, nl=False)
+    else:
+        _write_settings(Path(output), text, force)
+    for note in found.notes:
+        click.echo(str(note), err=True)
+    told = f"{len(found.notes)} notes" if len(found.notes) != 1 else "1 note"
+    click.echo(f"{file} -> {output}: {told}", err=True)
+
+
+def _write_settings(path: Path, text: str, force: bool) -> None:
+    """Readable by its owner only if it is new: there may be a password in it."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    try:
+        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise click.ClickException(f"{path} exists: --force writes over it") from None
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from None
+
+
 SECONDS = click.FloatRange(0, min_open=True)
 
 
