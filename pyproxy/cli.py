@@ -306,10 +306,11 @@ def convert(file: Path, kind: str | None, output: str, force: bool) -> None:
     What pyproxy has no equivalent for is told on standard error, a line each: where it stands, and
     what to do. The exit status is 1 if nothing could be converted; nothing is written then.
     """
-    from pyproxy.contrib.converting import ConvertError, read
+    from pyproxy.contrib import convert as converters
+    from pyproxy.contrib.converting import ConvertError
 
     try:
-        found = read(file, kind)
+        found = converters.convert(file, kind)
     except ConvertError as error:
         raise Refused(error) from None
     except OSError as error:
@@ -318,18 +319,18 @@ def convert(file: Path, kind: str | None, output: str, force: bool) -> None:
     if output == "-":
         click.echo(text, nl=False)
     else:
-        _write_settings(Path(output), text, force)
+        secret = "password" in found.settings.get("admin", {})
+        _write_settings(Path(output), text, force, 0o600 if secret else 0o666)
     for note in found.notes:
         click.echo(str(note), err=True)
     told = f"{len(found.notes)} notes" if len(found.notes) != 1 else "1 note"
     click.echo(f"{file} -> {output}: {told}", err=True)
 
 
-def _write_settings(path: Path, text: str, force: bool) -> None:
-    """Readable by its owner only if it is new: there may be a password in it."""
+def _write_settings(path: Path, text: str, force: bool, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
     try:
-        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        with open(os.open(path, flags, mode), "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise click.ClickException(f"{path} exists: --force writes over it") from None

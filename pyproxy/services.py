@@ -69,8 +69,8 @@ def _sticky(said: StickySettings, secret: bytes, path: str) -> Sticky | None:
 
 
 def name_of(said: PoolSettings) -> str:
-    """The pool's: ``default`` at the top of the settings, a route's host, path and endings, a tcp entry's
-    address and server name."""
+    """The pool's: ``default`` at the top of the settings, a route's host, path and endings, a tcp
+    entry's address and server name."""
     if isinstance(said, Route):
         return " ".join([f"{said.host or ''}{said.path}", *said.endings])
     if isinstance(said, TCPEntry):

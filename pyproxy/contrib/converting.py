@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from pyproxy import settings
@@ -306,17 +305,3 @@ def listed(names: Sequence[str]) -> str:
 
 
 POOL_KEYS = set(PoolSettings.__dataclass_fields__)
-
-
-_HAPROXY = re.compile(r"^[ \t]*(global|defaults|frontend|backend|listen)\b[^{};]*$", re.MULTILINE)
-
-
-def read(path: Path, kind: str | None = None) -> Converted:
-    """A file of ``nginx`` or ``haproxy`` (None: what it looks like). Raises ``ConvertError`` and
-    ``OSError``."""
-    from pyproxy.contrib import haproxy, nginx
-
-    text = path.read_text("utf-8", "replace")
-    if kind is None:
-        kind = "haproxy" if _HAPROXY.search(re.sub("#.*", "", text)) else "nginx"
-    return haproxy.convert(text, str(path)) if kind == "haproxy" else nginx.convert(str(path))

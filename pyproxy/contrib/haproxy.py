@@ -26,8 +26,8 @@ _SECTIONS = {
 }
 # What pyproxy does anyway, does in another way, or has no need of.
 _SILENT = re.compile(
-    r"""bind-process | chroot | clitcpka.* | cpu-map | daemon | description | expose-fd.* | fullconn
-    | gid | group | hash-type | id | localpeer | log-format.* | log-tag | master-worker | maxconnrate
+    r"""bind-process | chroot | clitcpka.* | cpu-map | daemon | description | expose-fd.*
+    | fullconn | gid | group | hash-type | id | localpeer | log-format.* | log-tag | master-worker | maxconnrate
     | maxpipes | maxsock | mode | nbproc | nbthread | node | numa-cpu-mapping | pidfile
     | server-state.* | load-server-state.*
     | set-dumpable | spread-checks
