@@ -319,7 +319,7 @@ def test_a_route_for_endings_goes_before_the_others_of_its_host(tmp_path: Path) 
         with Proxy(targets=[a.url], routes=routes) as proxy:
             styled = get(proxy.url, "/a/x.css?v=1")
             assert (styled.body, styled.get("Cache-Control")) == (b"style", "max-age=2592000")
-            assert get(proxy.url, "/a/x.%43ss").status == 404  # it is one, and no such file is there
+            assert get(proxy.url, "/a/x.%43ss").status == 404  # of that name is none
             assert get(proxy.url, "/y.js").status == 404
             for path, letter in (("/a/x.cs", b"b"), ("/a/css", b"b"), ("/", b"a"), ("/js", b"a")):
                 assert get(proxy.url, path).body == letter
@@ -334,5 +334,5 @@ def test_two_routes_may_differ_in_endings_only() -> None:
         assert get(proxy.url, "/a.js").get("Location") == "/2"
     with pytest.raises(SettingsError, match="stands here twice"):
         parse({"routes": [one, one]})
-    with pytest.raises(SettingsError, match='expected an ending like ".css"'):
+    with pytest.raises(SettingsError, match=r'expected an ending like "\.css"'):
         parse({"routes": [{"endings": "css", "redirect": "/1"}]})

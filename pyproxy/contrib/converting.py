@@ -185,11 +185,13 @@ class Draft:
         if key in ("routes", "tcp"):
             entries = self._routes if key == "routes" else self._tcp
             entry, place = entries[at]
-            self.note(place, f"{below or _name(entry)} is left out: {text}")
-            if not _shortened(entry, below):
-                if below:
-                    self.note(place, f"so {_name(entry)} isn't served")
-                del entries[at]
+            if _shortened(entry, below):
+                self.note(place, f"{below} is left out: {text}")
+                return
+            if below == "files":
+                text += ": make it, and convert again"
+            self.note(place, f"{_name(entry)} isn't served: {text}")
+            del entries[at]
         elif key == "listen" and match[2]:
             self._unlisten(at, text)
         elif key == "listen":  # nothing is there to redirect to
@@ -228,7 +230,9 @@ def _wrong_with(found: Mapping[str, Json]) -> tuple[str, str] | None:
 
 
 def _name(entry: Mapping[str, Json]) -> str:
-    return where(entry.get("host"), entry["path"]) if "path" in entry else str(entry["listen"])
+    if "listen" in entry:
+        return str(entry["listen"])
+    return " ".join([where(entry.get("host"), entry["path"]), *entry.get("endings", ())])
 
 
 def _shortened(entry: dict[str, Json], path: str) -> bool:

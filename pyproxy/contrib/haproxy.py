@@ -27,10 +27,9 @@ _SECTIONS = {
 # What pyproxy does anyway, does in another way, or has no need of.
 _SILENT = re.compile(
     r"""bind-process | chroot | clitcpka.* | cpu-map | daemon | description | expose-fd.*
-    | fullconn | gid | group | hash-type | id | localpeer | log-format.* | log-tag | master-worker | maxconnrate
-    | maxpipes | maxsock | mode | nbproc | nbthread | node | numa-cpu-mapping | pidfile
-    | server-state.* | load-server-state.*
-    | set-dumpable | spread-checks
+    | fullconn | gid | group | hash-type | id | localpeer | log-format.* | log-tag
+    | master-worker | maxconnrate | maxpipes | maxsock | mode | nbproc | nbthread | node
+    | numa-cpu-mapping | pidfile | (load-)?server-state.* | set-dumpable | spread-checks
     | ssl-default-server-.* | ssl-server-verify | srvtcpka.* | stats-file | tune\..* | uid
     | ulimit-n | unix-bind | user | zero-warning | unique-id-.* | max-keep-alive-queue
     | dynamic-cookie-key""",
@@ -730,7 +729,7 @@ class _Converter:
             scheme = "dns"
         checked.append("check" in said_)
         if "check" in said_:
-            self._check(said_, pool)
+            self._check(line, said_, pool)
         if "observe" in said_:
             pool.say("max_fails", whole(said_.get("error-limit", "")) or 10)
         unknown = [name for name in said_ if name not in _SERVER_OPTIONS]
@@ -738,14 +737,20 @@ class _Converter:
             self.note(line, f"nothing is like {', '.join(unknown)}")
         pool.add(line.place, address_of(host, port, scheme), **more)
 
-    def _check(self, said_: dict[str, str], pool: Pool) -> None:
+    def _check(self, line: Line, said_: dict[str, str], pool: Pool) -> None:
         inter = seconds(said_.get("inter", "2s")) or 2
-        down = seconds(said_.get("downinter", "")) or inter
-        pool.say("health.interval", said(inter) or "2s")
-        pool.say("health.timeout", said(inter) or "2s")
-        pool.say("health.rise", whole(said_.get("rise", "")) or 2)
-        pool.say("health.fall", whole(said_.get("fall", "")) or 3)
-        pool.say("sleeping", said(down) or "2s")
+        every = said(inter) or "2s"
+        found: dict[str, Json] = {
+            "interval": every,
+            "timeout": every,
+            "rise": whole(said_.get("rise", "")) or 2,
+            "fall": whole(said_.get("fall", "")) or 3,
+        }
+        if pool.said.setdefault("health", found) != found:
+            self.note(line, "all targets are checked alike: as the first one is")
+        pool.said.setdefault(
+            "sleeping", said(seconds(said_.get("downinter", "")) or inter) or every
+        )
 
     # Connections as they are
 
