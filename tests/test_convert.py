@@ -784,7 +784,8 @@ def test_the_page_shows_what_the_command_does(tmp_path: Path) -> None:
     done = run("convert", "nginx.conf", cwd=tmp_path)
     assert done.stderr.splitlines() == told
     assert json.loads((tmp_path / "appsettings.json").read_text()) == json.loads(settings)
-    load(tmp_path / "appsettings.json", {})
+    with contextlib.chdir(tmp_path):
+        load(tmp_path / "appsettings.json", {})
 
 
 # The set-ups of the sources, at work
