@@ -265,6 +265,60 @@ def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
     }
 
 
+TLS = "ssl_certificate c.pem; ssl_certificate_key k.pem;"
+AT_HTTPS = (
+    f"server {{ listen 443 ssl; server_name a.b; {TLS} location / {{ proxy_pass http://u; }} }}"
+)
+TO_HTTPS = {"url": "http://0.0.0.0:80", "redirect": "https", "redirect_status": 301}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "return 301 https://$host$request_uri;",
+        "return 301 https://a.b$request_uri;",
+        "location / { return 301 https://$server_name$request_uri; }",
+        "rewrite ^ https://$host$request_uri? permanent;",
+        "if ($host = a.b) { return 301 https://$host$request_uri; } return 404;",
+    ],
+)
+def test_servers_that_send_all_to_https_become_a_redirect_of_the_address(
+    tmp_path: Path, text: str
+) -> None:
+    for blocks in ((AT_HTTPS, "\n"), ("\n", AT_HTTPS)):
+        between = f"server {{ listen 80; server_name a.b; {text} }}".join(blocks)
+        found = of_nginx(tmp_path, http(between))
+        assert found.notes == []
+        assert sorted(found.settings["listen"], key=str) == ["https://0.0.0.0:443", TO_HTTPS]
+        assert "routes" not in found.settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "return 301 https://a.b/;",
+        "location /.well-known/ { root .; } location / { return 301 https://$host$request_uri; }",
+        "location /in { return 301 https://$host$request_uri; } location / { proxy_pass http://u; }",
+        "server_name a.b www.a.b; return 301 https://a.b$request_uri;",
+    ],
+)
+def test_no_redirect_to_https_leads_in_circles(tmp_path: Path, text: str) -> None:
+    """Routes are for all addresses, that of https too."""
+    for blocks in ((AT_HTTPS, "\n"), ("\n", AT_HTTPS)):
+        between = f"server {{ listen 80; server_name a.b; {text} }}".join(blocks)
+        found = of_nginx(tmp_path, http(between))
+        assert found.notes
+        assert found.settings.get("targets") or found.settings["routes"][0]["targets"]
+        assert [one for one in found.settings.get("routes", []) if "redirect" in one] == []
+
+
+def test_a_redirect_to_https_elsewhere_is_a_route(tmp_path: Path) -> None:
+    found = of_nginx(tmp_path, server("return 301 https://$host$request_uri;"))
+    assert found.settings["routes"] == [
+        {"path": "/", "redirect": "https://{host}{uri}", "redirect_status": 301}
+    ]
+
+
 def test_files_have_their_folder_and_life(tmp_path: Path) -> None:
     for name in ("static/css", "pictures"):
         (tmp_path / name).mkdir(parents=True)

@@ -231,8 +231,17 @@ class Server:
     place: Place
     listens: list[Address]
     names: list[str]
-    redirect: tuple[int, str, Place] | None
+    redirect: tuple[int, str, Place] | None = None
     to_https: bool = False
+    others: bool = False  # that are served beside the redirect
+
+    def leads_home(self, url: str) -> bool:
+        """Whether a redirect leads from plain HTTP to the same host with TLS. Where that is served
+        too, a route for it would lead in circles, since a route is for all addresses."""
+        host = re.match(r"https://([^/:{?#]+|{host})", url)
+        if not host or any(one.secure for one in self.listens):
+            return False
+        return host[1] in ("{host}", *self.names)
 
 
 class _Converter:
@@ -241,6 +250,7 @@ class _Converter:
         self._folder = folder
         self._upstreams: dict[str, Statement] = {}
         self._used: set[str] = set()
+        self._secure = False  # whether some address speaks TLS
 
     def note(self, one: Statement, text: str) -> None:
         self._draft.note(
@@ -283,8 +293,9 @@ class _Converter:
         self._for_all(http)
         servers = [self._server(one, http) for one in http.own("server")]
         self._listen(servers)
-        secure = any(one.secure for server in servers for one in server.listens)
-        serving = [one for one in servers if not (one.redirect and one.to_https and secure)]
+        self._secure = any(one.secure for server in servers for one in server.listens)
+        sent = [one for one in servers if one.redirect and one.to_https and self._secure]
+        serving = [one for one in servers if one not in sent]
         redirecting = [one for one in serving if one.redirect]
         serving = [one for one in serving if not one.redirect]
         default = _default(serving)
@@ -303,9 +314,22 @@ class _Converter:
             for host in [None] if alone else server.names:
                 what = {"redirect": url} | ({"redirect_status": status} if status != 302 else {})
                 self._draft.route(host, "/", what, place)
+        for server in sent:
+            assert server.redirect
+            self._sent(server, *server.redirect)
         for name, one in self._upstreams.items():
             if name not in self._used:
                 self._draft.note(one.place, f"upstream {name}: nothing is served by it")
+
+    def _sent(self, server: Server, status: int, url: str, place: Place) -> None:
+        """One whose clients are sent to https, by the listening address."""
+        if not re.fullmatch(r"https://{host}(:\d+)?{uri}", url) and server.names != [
+            url.removeprefix("https://").removesuffix("{uri}")
+        ]:
+            self._draft.note(place, "clients are sent to what they asked for, at https")
+        if server.others:
+            self._draft.note(place, "clients are sent to https for all paths, and served there")
+            self._serve(server, [*server.names] or [None], redirected=True)
 
     def _for_all(self, scope: Scope) -> None:
         """What pyproxy says once, wherever it stands."""
@@ -406,7 +430,7 @@ class _Converter:
                     names += [name[1:], f"*{name}"]
                 elif name not in ("_", "", "$hostname"):
                     names.append(name.lower())
-        server = Server(scope, block.place, listens, list(dict.fromkeys(names)), None)
+        server = Server(scope, block.place, listens, list(dict.fromkeys(names)))
         self._redirecting(server)
         return server
 
@@ -447,15 +471,16 @@ class _Converter:
                         found = found or self._redirect_of(server)(inner)
             for one in [] if found else scope.own("rewrite"):
                 found = found or self._redirect_of(server)(one)
-        elif len(places) == 1 and places[0].args == ["/"]:
-            for one in places[0].block or []:
+        elif roots := [one for one in places if one.args == ["/"]]:
+            for one in roots[0].block or []:
                 found = found or self._redirect_of(server)(one)
-        if found:
-            status, url, at = found
+            server.others = len(places) > 1
+        if not found:
+            return
+        status, url, at = found
+        server.to_https = server.leads_home(url)
+        if server.to_https or not server.others:
             server.redirect = (status, url, at.place)
-            hosts = ["{host}", *(server.names if len(server.names) == 1 else [])]
-            plain = not any(one.secure for one in server.listens)
-            server.to_https = plain and url in [f"https://{host}{{uri}}" for host in hosts]
 
     def _redirect_of(self, server: Server) -> Any:
         def found(one: Statement) -> tuple[int, str, Statement] | None:
@@ -486,15 +511,7 @@ class _Converter:
         schemes = {one.secure for one in server.listens}
         if len(schemes) == 1:
             url = url.replace("$scheme", "https" if schemes == {True} else "http")
-        # The name says the same as the host, unless there are several.
         name = server.names[0] if server.names and server.names[0][0] != "*" else "{host}"
-        if len(server.names) > 1 and "$server_name" in url:
-            name = "{host}"
-            self._draft.note(
-                server.place,
-                "$server_name: clients are sent to the host that they asked for, not to "
-                f"{server.names[0]} always",
-            )
         for variable, value in (
             ("$uri$is_args$args", "{uri}"),
             ("${host}", "{host}"),
@@ -534,7 +551,8 @@ class _Converter:
 
     # Locations
 
-    def _serve(self, server: Server, hosts: list[str | None]) -> None:
+    def _serve(self, server: Server, hosts: list[str | None], *, redirected: bool = False) -> None:
+        """``redirected``: without what is for all paths."""
         scope = server.scope
         self._others(scope, _EVERYWHERE | _OF_SERVERS)
         for one in scope.own("return", "rewrite", "if"):
@@ -544,14 +562,16 @@ class _Converter:
         locations = list(_flat(scope))
         regexes = [found for found in locations if found[0].args[:1] in (["~"], ["~*"])]
         for one, inner in locations:
-            if (one, inner) in regexes:
+            if (one, inner) in regexes or (redirected and one.args == ["/"]):
                 continue
             if path := self._path(one):
                 self._location(server, inner, hosts, path, one)
                 paths.append(path)
-        if "/" not in paths and (root := scope.get("root")) and not self._wholly(locations):
+        if "/" in paths or redirected:
+            pass
+        elif (root := scope.get("root")) and not self._wholly(locations):
             self._files(scope, hosts, "/", root.place)
-        elif "/" not in paths and None not in hosts:
+        elif None not in hosts:
             self._draft.note(
                 server.place,
                 f"other paths of {', '.join(map(str, hosts))} are answered as for any other host",
@@ -620,7 +640,9 @@ class _Converter:
                 self.note(one, "only redirects can be said: let the application answer")
             else:
                 self.note(one, _ADVICE["rewrite"])
-        if sent:
+        if sent and self._secure and server.leads_home(sent[1]):
+            self.note(at, "all paths of an address are sent to https, or none: served as it is")
+        elif sent:
             what = {"redirect": sent[1]} | ({"redirect_status": sent[0]} if sent[0] != 302 else {})
             for host in hosts:
                 self._draft.route(host, path, what, at.place)
@@ -916,7 +938,7 @@ class _Converter:
             entry: dict[str, Json] = {"listen": address.url.partition("://")[2]}
             if address.secure:
                 entry["tls"] = True
-                self._certificates([Server(scope, block.place, [address], [], None)])
+                self._certificates([Server(scope, block.place, [address], [])])
             if address.proxy_protocol:
                 entry["proxy_protocol"] = True
             if chosen := names.get(passing.args[0]):
