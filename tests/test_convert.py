@@ -298,7 +298,7 @@ def test_servers_that_send_all_to_https_become_a_redirect_of_the_address(
     [
         "return 301 https://a.b/;",
         "location /.well-known/ { root .; } location / { return 301 https://$host$request_uri; }",
-        "location /in { return 301 https://$host$request_uri; } location / { proxy_pass http://u; }",
+        "location /in { return 301 https://$host$uri; } location / { proxy_pass http://u; }",
         "server_name a.b www.a.b; return 301 https://a.b$request_uri;",
     ],
 )

@@ -25,7 +25,7 @@ from pyproxy.readers import Json
 _SILENT = re.compile(
     r"""absolute_redirect | access_log | aio\w* | alias | charset\w* | client_body_(?!in_file)\w*
     | client_header_buffer_size | connection_pool_size | daemon | default_type | directio\w* | env
-    | error_log | etag | events | expires | fastopen | http2_\w+ | ignore_invalid_headers | index
+    | error_log | etag | events | expires | fastopen | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
     | internal | keepalive(?!_timeout)\w* | large_client_header_buffers | lingering_\w+
     | load_module | log_\w+ | master_process | merge_slashes | multi_accept | open_file_cache\w*
     | output_buffers | pcre_jit | pid | port_in_redirect | postpone_output | preread_\w+
@@ -1034,6 +1034,8 @@ def _ours(one: Statement, scope: Scope) -> bool:
     """Whether it says what pyproxy does anyway, or is heeded elsewhere."""
     if one.name == "proxy_set_header":
         return " ".join(one.args[1:]) in _OURS.get(one.args[0].lower(), ())
+    if one.name == "try_files":
+        return one.args in (["$uri", "=404"], ["$uri", "$uri/", "=404"])
     if one.name == "add_header":
         files = not scope.own("proxy_pass") and bool(scope.get("root") or scope.own("alias"))
         return files and one.args[0].lower() == "cache-control" and "max-age=" in str(one)
