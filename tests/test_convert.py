@@ -265,6 +265,13 @@ def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
     }
 
 
+def test_locations_for_endings_may_have_targets_too(tmp_path: Path) -> None:
+    text = "location ~ \\.php$ { proxy_pass http://1.1.1.1; } location / { proxy_pass http://u; }"
+    php, rest = sorted(of_nginx(tmp_path, server(text)).settings["routes"], key=len, reverse=True)
+    assert (php["endings"], php["targets"]) == ([".php"], ["http://1.1.1.1:80"])
+    assert rest["targets"] == ["http://a:1"]
+
+
 TLS = "ssl_certificate c.pem; ssl_certificate_key k.pem;"
 AT_HTTPS = (
     f"server {{ listen 443 ssl; server_name a.b; {TLS} location / {{ proxy_pass http://u; }} }}"
@@ -1077,6 +1084,7 @@ def test_the_lesson_is_served_as_nginx_does(tmp_path: Path) -> None:
             turns = counted(url, 9)
             targets[0].stop()
             seen.append((turns, set(counted(url, 6))))
+            assert ("nginx" in (get(url).get("Server") or "")) is (len(seen) == 1)
             targets[0].start()
     assert seen[0] == seen[1] == ({"a": 3, "b": 3, "c": 3}, {"b", "c"})
 

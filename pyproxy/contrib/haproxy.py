@@ -282,7 +282,7 @@ class _Converter:
     def _others(self, section: Section) -> None:
         """Notes what nothing is made of."""
         for line in section.lines:
-            if line.name in _HANDLED or line.name == "no":
+            if line.name in _HANDLED or line.name == "no" or line.words == ["log", "global"]:
                 continue
             if line.name == "option":
                 if line.word(1) == "forwardfor" and {"except", "header"} & set(line.words):

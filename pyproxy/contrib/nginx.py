@@ -25,7 +25,8 @@ from pyproxy.readers import Json
 _SILENT = re.compile(
     r"""absolute_redirect | access_log | aio\w* | alias | charset\w* | client_body_(?!in_file)\w*
     | client_header_buffer_size | connection_pool_size | daemon | default_type | directio\w* | env
-    | error_log | etag | events | expires | fastopen | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
+    | error_log | etag | events | expires | fastopen
+    | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
     | internal | keepalive(?!_timeout)\w* | large_client_header_buffers | lingering_\w+
     | load_module | log_\w+ | master_process | merge_slashes | multi_accept | open_file_cache\w*
     | output_buffers | pcre_jit | pid | port_in_redirect | postpone_output | preread_\w+
@@ -618,6 +619,11 @@ class _Converter:
             root = scope.get("root")
             assert root
             self._files(scope, hosts, "/", one.place, ends)
+        elif ends and (passing := scope.own("proxy_pass")):
+            self._others(scope, _EVERYWHERE | _OF_LOCATIONS)
+            if pool := self._pool(passing[0], scope, "/"):
+                for host in hosts:
+                    self._draft.route(host, "/", pool, one.place, ends)
         elif (match := _PLAIN_REGEX.fullmatch(pattern)) and match[1] != "/":
             self.note(one, "a route is for whole segments of a path")
             path = match[1].replace("\\", "")
