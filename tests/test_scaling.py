@@ -191,7 +191,7 @@ def test_the_children_of_a_target_end_with_it(tmp_path: Path) -> None:
 def test_what_never_becomes_healthy_is_told_and_tried_again_more_and_more_seldom(
     mode: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = scaling(mode=mode, min=1, start_timeout="500ms")
+    said = scaling(mode=mode, min=1, start_timeout="500ms" if mode == "deaf" else "20s")
     with Proxy(scaling=said, health={"timeout": "200ms"}) as proxy:
         eventually(lambda: "(failure 3 in a row)" in told(proxy)["problem"])
         assert re.search(reason, told(proxy)["problem"]), told(proxy)["problem"]
