@@ -390,7 +390,9 @@ def plot(plan: Plan, results: Sequence[Result], path: Path) -> None:
             time.plot(*_over_time(result))
             each = sorted(result.served, reverse=True)
             step = max(len(each) // POINTS, 1)
-            share.plot(range(1, len(each) + 1, step), each[::step], marker="." if step == 1 else "")
+            share.plot(
+                range(1, len(each) + 1, step), each[::step], marker="." if len(each) <= 20 else ""
+            )
     tail.set(xscale="log", yscale="log", xlabel="seconds", ylabel="share that took longer")
     time.set(yscale="log", xlabel="seconds since the start", ylabel="99 % took less, in seconds")
     share.set(ylim=(0, None), xlabel="targets, the busiest first", ylabel="answers")
