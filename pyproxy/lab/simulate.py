@@ -154,7 +154,7 @@ def _drawn(said: Said, speeds: dict[int, float]) -> _Coming:
         ),
         count,
         service.mean,
-        f"{service}, {count:,} requests, {rate:.4g} a second (load {rate / capacity:.2f})",
+        f"{service}, {count:,} requests, {_rate(rate)} a second (load {rate / capacity:.2f})",
     )
 
 
@@ -181,8 +181,12 @@ def _logged(said: Said, path: Path) -> _Coming:
         functools.partial(replayed, visits, service, said.seed),
         count,
         mean,
-        f"{service or told}, {count:,} requests of {path.name}, {rate:.4g} a second",
+        f"{service or told}, {count:,} requests of {path.name}, {_rate(rate)} a second",
     )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def _read(option: str, read: Callable[[str], T], text: str) -> T:
