@@ -4,7 +4,7 @@ can't come along. Every piece knows the line it is from."""
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -302,10 +302,6 @@ class Pool:
         if len(targets) > 5:  # which is how many are tried if nothing is said
             found["retry"] = {"attempts": len(targets), **found.get("retry", {})}
         return {key: value for key, value in found.items() if value != {}}
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
 
 
 POOL_KEYS = set(PoolSettings.__dataclass_fields__)
