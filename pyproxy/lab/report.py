@@ -51,15 +51,18 @@ th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--lin
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .bad { color: var(--bad); } .good { color: var(--good); }
-svg { display: block; width: 100%; max-width: 720px; height: auto;
+svg { display: block; width: 100%; max-width: 640px; height: auto;
   font: 11px system-ui, sans-serif; }
 svg text { fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .under { stroke: var(--card); stroke-width: 3.5; }
 svg .mark { stroke-width: 1.3; stroke: var(--bad); stroke-dasharray: 4 3; }
 svg .mark.good { stroke: var(--good); }
+svg text { paint-order: stroke; stroke: var(--card); stroke-width: 3; }
 svg text.bad { fill: var(--bad); } svg text.good { fill: var(--good); }
 svg path { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg .sense { fill: transparent; } svg .sense:hover { fill: var(--soft); fill-opacity: .12; }
+.plots { display: grid; gap: 0 20px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin: 0 5px 0 0; }
 .keys span { margin-right: 14px; white-space: nowrap; font-size: 13px; }
 dl.about { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; }
@@ -145,18 +148,18 @@ def _run(run: Run, runs: Sequence[Run]) -> str:
     ]
     parts = [
         f"<section><h2>{escape(run.title)}</h2>",
-        "<h3>Requests a second</h3>",
+        '<div class="plots"><div><h3>Requests a second</h3>',
         _lines(run, rates, most[0], _plain, (0, 7), labels=True),
         _keys(rates, (0, 7)) if "failed" in rates else "",
-        "<h3>Response time</h3>",
+        "</div><div><h3>Response time</h3>",
         _lines(run, times, most[1], shown_time, (2, 1, 3)),
         _keys(times, (2, 1, 3)),
     ]
     shares = {name: count for name, count in run.shares().items() if count or name in run.targets}
     if sum(shares.values()):
-        parts += ["<h3>Share of each target</h3>", _shares(run, list(shares)), _keys(shares)]
-        parts.append(_table_of_targets(shares))
-    parts.append(_table_of_names(run))
+        parts += ["</div><div><h3>Share of each target</h3>", _shares(run, list(shares))]
+        parts += [_keys(shares), "</div><div>", _table_of_targets(shares)]
+    parts += ["</div></div>", _table_of_names(run)]
     if run.errors:
         rows = "".join(
             f'<tr><td class="bad">{escape(error)}<td>{count:,}'
@@ -231,7 +234,7 @@ class _Plot:
             line = f'd="M{x:.1f} {top}V{self.y(0)}"'
             yield f'<path class="under" {line}/><path class="mark {shape}" {line}/>'
             if rows:
-                left = x < WIDTH * 0.7
+                left = x < WIDTH * 0.6
                 anchor, shift = ("start", 4) if left else ("end", -4)
                 yield (
                     f'<text class="{shape}" x="{x + shift:.1f}" y="{top + 8}"'
@@ -413,7 +416,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             for one in (rates, times, shares):
                 one.axvline(mark.at, color=shade, linestyle="--", linewidth=1)
             spot = (mark.at, 0.03 + 0.075 * (len(run.marks) - row - 1))
-            side, shift = ("left", 3) if mark.at < run.plan.duration * 0.7 else ("right", -3)
+            side, shift = ("left", 3) if mark.at < run.plan.duration * 0.6 else ("right", -3)
             rates.annotate(
                 _said(mark),
                 spot,
@@ -423,6 +426,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
                 color=shade,
                 fontsize=8,
                 ha=side,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
         rates.set_title(run.title, fontsize=11, fontweight="bold")
         for one, label in ((rates, "requests a second"), (times, "response time, ms")):
