@@ -608,10 +608,20 @@ def check_fields(ours: Heard, sent: Heard, authority: bytes | None, peer: Peer) 
     assert others(sent.fields) == others(ours.fields)
     assert {name for name, _ in sent.fields} <= {name for name, _ in end_to_end(ours.fields)} | {
         *(b"host", b"via", b"te", b"connection", b"transfer-encoding", b"forwarded", b"x-real-ip"),
-        *(b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"),
+        *(b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"upgrade"),
     }
     hops = [pair for pair in sent.fields if pair[0] in HOP_BY_HOP - {b"transfer-encoding"}]
+    if hops[-2:-1] == [(b"connection", b"Upgrade")]:
+        name, protocols = hops[-1]
+        assert name == b"upgrade"
+        asked = [one.strip(b" \t") for value in values(ours, name) for one in value.split(b",")]
+        assert protocols.split(b", ") == [one for one in asked if one and one.lower() != b"h2c"]
+        del hops[-2:]
     assert hops in ([], [(b"te", b"trailers"), (b"connection", b"TE")])
+
+
+def values(heard: Heard, wanted: bytes) -> list[bytes]:
+    return [value for name, value in heard.fields if name == wanted]
 
 
 @some
