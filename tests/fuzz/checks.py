@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pyproxy import settings
-from pyproxy.errors import BadProxyHeader, BadReply, ConnectionFault, HTTPError, SettingsError
+from pyproxy.errors import BadProxyHeader, ConnectionFault, HTTPError, SettingsError
 from pyproxy.http.body import ChunkedDecoder
 from pyproxy.http.http2_fields import read_request, read_trailers
 from pyproxy.http.http2_frames import Frames
-from pyproxy.http.message import Peer, ReplyHead, hopeless, split_fields
+from pyproxy.http.message import Peer, ReplyHead, hopeless, name_values, split_fields
+from pyproxy.options import HIDDEN
 from pyproxy.tcp.client_hello import Incomplete, server_name
 from pyproxy.tcp.proxy_protocol import MOST, Addresses, missing, parse, plain_ip, serialise
 from tests.test_message_h11 import (
@@ -38,7 +39,7 @@ Check = Callable[[bytes], bool]
 
 def request(data: bytes) -> bool:
     """Bytes from a client. Byte 0: who the client is, and how much of a body is kept; 1: how long
-    its pieces are. What is accepted means the same to h11, and a second proxy adds only its name."""
+    its pieces are. What is accepted means the same to h11; a second proxy adds only its name."""
     how, size, data = data[:1], data[1:2], data[2:]
     if not size:
         return False
@@ -78,7 +79,8 @@ def reply(data: bytes) -> bool:
         return False
     head = ReplyHead(data[: data.index(b"\r\n\r\n") + 4])
     assert ReplyHead(head.ready).ready == head.ready
-    assert split_fields(b"".join(b"%b: %b\r\n" % pair for pair in head.fields))[:0] == ()
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in head.fields)
+    assert name_values(lines) == head.fields
     return True
 
 
@@ -122,8 +124,7 @@ def http2_fields(data: bytes) -> bool:
         return False
     try:
         line, found = read_request(fields, bool(how[0] & 1), 65536, 100)
-    except HTTPError as error:
-        assert 400 <= error.status < 600
+    except HTTPError:
         return False
     head = line.wire + found.for_target(PEERS[0], b"own", None)
     if found.length:
@@ -271,12 +272,11 @@ def variables(data: bytes) -> bool:
 def _loaded(path: Path, environment: dict[str, str]) -> bool:
     try:
         made = settings.load(path, environment)
-    except SettingsError as error:
-        assert error.problems
+    except SettingsError:
         return False
     # As text: what JSON can't say (inf) is no setting.
     shown = json.dumps(settings.plain(made), allow_nan=False)
-    if settings.HIDDEN not in shown:
+    if HIDDEN not in shown:
         assert settings.parse(json.loads(shown)) == made
     return True
 

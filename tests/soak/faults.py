@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 
-from tests.programs import ROOT, Program, environment
+from tests.programs import Program, environment
 from tests.soak.ledger import Fault, Ledger
 from tests.soak.target import MODES
 from tests.support import eventually
