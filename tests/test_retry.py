@@ -267,6 +267,26 @@ def test_a_post_does_not_use_a_connection_that_has_been_closed() -> None:
         assert len(target.requests) == 5
 
 
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 0\r\n"], ids=["GET", "POST"])
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_an_answer_that_nobody_asked_for_reaches_nobody(body: bytes, size: int) -> None:
+    sent = threading.Semaphore(0)
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        while True:
+            request = wire.read_message()
+            wire.send(answer(request.start.split()[1] * size))
+            wire.send(answer(b"of somebody else"))
+            sent.release()
+
+    method = b"POST" if body else b"GET"
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        for path in (b"/a", b"/b", b"/c"):
+            request = b"%b %b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (method, path, body)
+            assert ask(proxy.url, request).body == path * size
+            assert sent.acquire(timeout=DEADLINE)
+
+
 def closed(target: RawTarget, count: int) -> bool:
     return sum(wire.sock.fileno() < 0 for wire in target._wires) >= count
 

@@ -185,8 +185,7 @@ class Reply:
         """``reusable``: nothing more is under way on the connection."""
         upstream = self.connection.upstream
         if reusable and self.head.keep_alive:
-            # A target that wrongly sends a body here may do so late: it is looked at before reuse.
-            upstream.give_back(self.connection, not (request.line.is_head or self.head.bodiless))
+            upstream.give_back(self.connection)
         else:
             request.drop(self.connection)
         seconds = request.answered - request.started

@@ -26,7 +26,7 @@ from pyproxy.sections import TargetTimeouts
 _RECEIVE = 16384  # bytes asked for at once with a head
 _BULK = 65536  # the same within a body
 _TICK = 1.0  # seconds between looks at the client while a target is silent
-_TRUSTED_IDLE = 1.0  # seconds for which an idle connection is used without a look at it
+_TRUSTED_IDLE = 1.0  # seconds for which an idle connection is hardly ever reset
 _LONGEST_IDLE = 60.0  # seconds after which it is closed
 
 # Called while a target is silent; raises when waiting has become vain, returns the moment (of
@@ -60,16 +60,20 @@ class Upstream:
 
     def take(self, careful: bool, hello: bytes = b"") -> "TargetConnection":
         """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
-        a connection used just now is looked at first. Raises ``ConnectFailed``."""
+        one used just now is asked whether it was reset. Raises ``ConnectFailed``."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 return self.connect(hello)
-            idle = time.monotonic() - connection.idle_since
-            if (self._context is None or connection.clean) and (
-                (idle < _TRUSTED_IDLE and not (careful and net.ended(connection.sock)))
-                or (idle < _LONGEST_IDLE and not net.readable(connection.sock))
+            idle, sock = time.monotonic() - connection.idle_since, connection.sock
+            # Bytes that nobody asked for would be taken for the answer to the next request, and
+            # that one's answer for the next one's (RFC 9112, 6.3).
+            if (
+                idle < _LONGEST_IDLE
+                and (self._context is None or connection.clean)
+                and not net.unread(sock)
+                and not ((careful or idle > _TRUSTED_IDLE) and net.ended(sock))
             ):
                 connection.reused = True
                 return connection
@@ -95,10 +99,10 @@ class Upstream:
         net.set_send_timeout(sock, self.timeouts.send)
         return TargetConnection(sock, self)
 
-    def give_back(self, connection: "TargetConnection", trusted: bool = True) -> None:
+    def give_back(self, connection: "TargetConnection") -> None:
         """Keeps a connection on which nothing is under way, and closes one idle for too long."""
         now = time.monotonic()
-        connection.idle_since = now if trusted else now - _TRUSTED_IDLE
+        connection.idle_since = now
         idle = self._idle
         idle.append(connection)
         if self._closed:
