@@ -36,7 +36,7 @@ TARGETS = 6
 class Sample:
     """What all processes of the proxy have at a moment."""
 
-    at: float
+    processes: int
     memory: float  # MiB
     threads: int
     descriptors: int
@@ -49,7 +49,8 @@ SLACK = {"memory": (0.1, 8), "threads": (0.2, 12), "descriptors": (0.2, 40)}
 
 def measure(group: Group) -> Sample:
     memory, threads, descriptors = 0, 0, 0
-    for pid in group.pids:
+    pids = group.pids
+    for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
             status = dict(
                 line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -57,12 +58,16 @@ def measure(group: Group) -> Sample:
             memory += int(status["VmRSS"].split()[0])
             threads += int(status["Threads"])
             descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Sample(time.monotonic(), memory / 1024, threads, descriptors)
+    return Sample(len(pids), memory / 1024, threads, descriptors)
 
 
-def growth(samples: list[Sample], ledger: Ledger, phase: str) -> list[str]:
-    """Compares the second quarter of a phase with its last; the lines of a table."""
+def growth(samples: list[Sample], processes: int, ledger: Ledger, phase: str) -> list[str]:
+    """Compares the second quarter of a phase with its last; the lines of a table. Moments with
+    more ``processes`` or fewer, as when one takes the place of another, are left out."""
+    samples = [one for one in samples if one.processes == processes]
     quarter = len(samples) // 4
+    if not quarter:
+        return [f"{phase + ': too short to compare':40}"]
     lines = []
     for name, (share, amount) in SLACK.items():
         before, after = (
@@ -145,8 +150,12 @@ class Soak:
                 thread.join()
         lines = self._faults_table()
         lines += ["", f"{'of all processes, median':40} {'quarter 2':>10} {'quarter 4':>10}"]
-        lines += growth(self._samples[:steady], self.ledger, "processes ended")
-        lines += growth(self._samples[steady:], self.ledger, "processes left alone")
+        count = self.settings["workers"]
+        processes = 1 if count == 1 else count + 1
+        lines += growth(self._samples[:steady], processes, self.ledger, "processes ended")
+        lines += growth(self._samples[steady:], processes, self.ledger, "processes left alone")
+        if len(group.pids) != processes:
+            self.ledger.violate(f"{len(group.pids)} processes are there, not {processes}")
         self._check_calm(faults)
         self._check_posts([name for client in clients for name in client.posted])
         self._check_end(group, running)

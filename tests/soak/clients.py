@@ -353,10 +353,8 @@ class Client:
                         self._count("broken off by a target at fault")
                     elif self._ledger.killed(begun):
                         self._count("lost with a worker that was killed")
-                    elif "ConnectionTerminated" in str(error) and not target:
-                        # httpx gives up streams that would still be answered.
-                        self._count("kept connection closed, asked again")
-                    elif number and not target:
+                    elif number or "ConnectionTerminated" in str(error) or "CLOSED" in str(error):
+                        # After a GOAWAY httpx takes no answer, though all are still to come.
                         self._count("kept connection closed, asked again")
                     else:
                         self._violate(f"{what} from {target}: {type(error).__name__}: {error}")
