@@ -106,6 +106,8 @@ def _read_file(path: Path) -> dict[str, Json]:
         raise SettingsError([f"{path}: not a text in UTF-8"]) from None
     except ValueError as error:
         raise SettingsError([f"{path}: {error}"]) from None
+    except RecursionError:
+        raise SettingsError([f"{path}: nested too deeply"]) from None
     if not isinstance(data, dict):
         raise SettingsError([f"{path}: expected an object, {{…}}"])
     data.pop("$schema", None)

@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ def literal(value: Json) -> Json:
     if isinstance(value, Text):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return str(value)
     return value
 
@@ -73,6 +74,9 @@ def whole(least: int, most: int | None = None) -> Reader[int]:
     return read
 
 
+_MOST = sys.float_info.max
+
+
 def number(least: float, most: float | None = None, *, above: bool = False) -> Reader[float]:
     """``above``: ``least`` itself is too little."""
     between = f"{'above' if above else 'from'} {least:g}" + (f" to {most:g}" if most else "")
@@ -83,7 +87,7 @@ def number(least: float, most: float | None = None, *, above: bool = False) -> R
         value = literal(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"expected a number {between}")
-        if not (value > least if above else value >= least) or (most and value > most):
+        if not (value > least if above else value >= least) or value > (most or _MOST):
             raise ValueError(f"expected a number {between}")
         return float(value)
 

@@ -593,12 +593,25 @@ def test_a_file_that_can_not_be_read_is_told(tmp_path: Path) -> None:
             '"sleeping" stands twice in one object',
         ),
         (b'{"timeouts": {"read": 1, "read": 1}}', '"read" stands twice in one object'),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_settings_is_told(tmp_path: Path, text: bytes, said: str) -> None:
     path = tmp_path / "appsettings.json"
     path.write_bytes(text)
     assert refused(path) == [f"{path}: {said}"]
+
+
+def test_a_variable_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "appsettings.json", {"targets": [8001]})
+    [said] = refused(file, {"PYPROXY_SLEEPING": "[" * 100_000})
+    assert said.startswith("environment variable PYPROXY_SLEEPING: sleeping: expected a duration")
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf")])
+def test_a_number_beyond_all_is_told(value: float) -> None:
+    with pytest.raises(SettingsError, match="bounded_load: expected a number above 1"):
+        settings(policy={"name": "consistent_hash", "bounded_load": value})
 
 
 def test_an_overlay_is_held_to_the_same(tmp_path: Path) -> None:
