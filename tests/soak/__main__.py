@@ -51,7 +51,7 @@ def measure(group: Group) -> Sample:
     memory, threads, descriptors = 0, 0, 0
     pids = group.pids
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError, KeyError):  # it has ended
             status = dict(
                 line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
             )
