@@ -69,7 +69,7 @@ class Group:
         self._session = program.process.pid
 
     def _all(self) -> Iterator[tuple[int, int, bytes]]:
-        """Process id, start time, command line."""
+        """Process id, parent, command line."""
         for entry in os.scandir("/proc"):
             if not entry.name.isdigit():
                 continue
@@ -77,24 +77,28 @@ class Group:
                 stat = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
                 if int(stat[3]) == self._session and stat[0] not in "ZX":
                     said = Path(entry.path, "cmdline").read_bytes()
-                    yield int(entry.name), int(stat[19]), said
+                    yield int(entry.name), int(stat[1]), said
 
     @property
     def pids(self) -> list[int]:
         return [pid for pid, _, _ in self._all()]
 
     @property
-    def mains(self) -> list[int]:
-        """The programs, the newest last: two while one takes the place of the other."""
-        found = [(at, pid) for pid, at, said in self._all() if b"-m\0pyproxy\0" in said]
-        return [pid for _, pid in sorted(found)]
+    def main(self) -> int | None:
+        """The program, which is nobody's child here; a new one is the old one's until that ends."""
+        found = list(self._all())
+        pids = {pid for pid, _, _ in found}
+        mains = [pid for pid, parent, _ in found if parent not in pids]
+        return mains[0] if len(mains) == 1 else None
 
     @property
     def workers(self) -> list[int]:
         return [pid for pid, _, said in self._all() if b"pyproxy.worker" in said]
 
     def signal(self, number: int) -> None:
-        os.kill(self.mains[-1], number)
+        eventually(lambda: self.main, PATIENCE)
+        if main := self.main:
+            os.kill(main, number)
 
 
 class Faults:
@@ -167,9 +171,13 @@ class Faults:
         return self._random.choice(fit) if fit else None
 
     def status(self) -> dict[str, Any]:
-        """Asked again while the proxy is exchanged."""
-        found: dict[str, Any] = self._ask("GET", "/status").json()
-        return found
+        """Asked again while no worker answers."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found: dict[str, Any] = self._ask("GET", "/status").json()
+            if found["pools"] or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
 
     def states(self) -> dict[str, str]:
         """Of each target; empty where the workers don't agree."""
@@ -413,8 +421,7 @@ class Faults:
 
     def _restart(self) -> None:
         fault = self._ledger.begin("restart in new processes")
-        old = self._group.mains
-        os.kill(old[-1], signal.SIGUSR2)
-        eventually(lambda: self._group.mains[-1:] != old[-1:], PATIENCE)
-        eventually(lambda: old[-1] not in self._group.mains, PATIENCE)
+        old = self._group.main
+        self._group.signal(signal.SIGUSR2)
+        eventually(lambda: self._group.main not in (old, None), PATIENCE)
         self._ledger.end(fault)
