@@ -702,38 +702,62 @@ def test_it_says_where_it_listens_over_ipv6_too() -> None:
 @pytest.fixture
 def fleet() -> Iterator[AdminServer]:
     """Of a proxy whose one target is made."""
-    with Proxy(scaling=made(), sleeping=60) as proxy, admin_of(proxy, verbs=proxy.control) as found:
+    with (
+        Proxy(scaling=made(), sleeping=60) as proxy,
+        admin_of(proxy, LOCKED, verbs=proxy.control) as found,
+    ):
         yield found
 
 
 @needs_fork
 def test_targets_that_are_made_are_scaled(fleet: AdminServer) -> None:
-    found = ask_admin(fleet, "POST", "/scale", json={"count": 2})
+    found = ask_admin(fleet, "POST", "/scale", json={"count": 2}, auth=KEY)
     assert (found.status_code, found.json()["wanted"]) == (200, 2)
-    eventually(lambda: len(told(fleet, "/targets")) == 2)
-    [decision] = told(fleet, "/status")["pools"][0]["scaling"]["decisions"]
+    eventually(lambda: len(told(fleet, "/targets", auth=KEY)) == 2)
+    [decision] = told(fleet, "/status", auth=KEY)["pools"][0]["scaling"]["decisions"]
     assert (decision["from"], decision["to"], decision["reason"]) == (1, 2, "by the operator")
     for count, text in ((4, "from 1 to 3"), (0, "from 1 to 3"), (-1, "from 0"), ("2", "number")):
-        refused = ask_admin(fleet, "POST", "/scale", json={"count": count})
+        refused = ask_admin(fleet, "POST", "/scale", json={"count": count}, auth=KEY)
         assert refused.status_code == 422
         assert text in refused.json()["error"]
 
 
 @needs_fork
 def test_a_version_is_rolled_out_held_and_taken_back(fleet: AdminServer) -> None:
-    assert ask_admin(fleet, "GET", "/rollout").status_code == 404
-    assert ask_admin(fleet, "PATCH", "/rollout", json={"action": "pause"}).status_code == 409
-    begun = ask_admin(fleet, "POST", "/rollout", json={"command": version("new", "hang")})
+    assert ask_admin(fleet, "GET", "/rollout", auth=KEY).status_code == 404
+    held = ask_admin(fleet, "PATCH", "/rollout", json={"action": "pause"}, auth=KEY)
+    assert held.status_code == 409
+    new = {"command": version("new", "hang")}
+    begun = ask_admin(fleet, "POST", "/rollout", json=new, auth=KEY)
     assert begun.status_code == 202
     assert begun.json()["rollout"]["state"] == "running"
-    again = ask_admin(fleet, "POST", "/rollout", json={"command": version("newer")})
+    again = ask_admin(fleet, "POST", "/rollout", json={"command": version("newer")}, auth=KEY)
     assert again.status_code == 409
     for action, state in (("pause", "paused"), ("resume", "running"), ("abort", "returning")):
         said = {"action": action, "pool": "default"}
-        found = ask_admin(fleet, "PATCH", "/rollout", json=said)
+        found = ask_admin(fleet, "PATCH", "/rollout", json=said, auth=KEY)
         assert (found.status_code, found.json()["rollout"]["state"]) == (200, state)
-    eventually(lambda: told(fleet, "/rollout?pool=default")["state"] == "returned")
-    assert told(fleet, "/rollout")["reason"] == "aborted by the operator"
+    eventually(lambda: told(fleet, "/rollout?pool=default", auth=KEY)["state"] == "returned")
+    assert told(fleet, "/rollout", auth=KEY)["reason"] == "aborted by the operator"
+
+
+@needs_fork
+@pytest.mark.parametrize("what", ["command", "environment"])
+def test_a_program_of_somebody_s_choice_is_run_only_for_those_with_a_password(
+    fleet: AdminServer, what: str
+) -> None:
+    said = {"command": version("new", "hang"), "environment": {"PATH": "/tmp/mine"}}
+    asked = {what: said[what]}
+    fleet.configure(Admin())
+    refused = ask_admin(fleet, "POST", "/rollout", json=asked)
+    assert refused.status_code == 403
+    assert "set admin.password, or write it into the settings" in refused.json()["error"]
+    assert told(fleet, "/status")["pools"][0]["scaling"]["rollout"] is None
+    image = ask_admin(fleet, "POST", "/rollout", json={"image": "app:2"})
+    assert image.status_code == 422, "a process is made of a command, whoever asks"
+    assert ask_admin(fleet, "POST", "/scale", json={"count": 2}).status_code == 200
+    fleet.configure(LOCKED)
+    assert ask_admin(fleet, "POST", "/rollout", json=asked, auth=KEY).status_code == 202
 
 
 @needs_fork
@@ -752,7 +776,7 @@ def test_a_version_is_rolled_out_held_and_taken_back(fleet: AdminServer) -> None
 def test_no_version_that_nothing_can_be_made_of(
     fleet: AdminServer, said: dict[str, Any], problem: str
 ) -> None:
-    found = ask_admin(fleet, "POST", "/rollout", json=said)
+    found = ask_admin(fleet, "POST", "/rollout", json=said, auth=KEY)
     assert found.status_code == 422
     assert problem in found.json()["error"]
 

@@ -17,6 +17,7 @@ from pyproxy.cli import main
 from pyproxy.commands import status_lines
 from pyproxy.control.api import AdminServer
 from pyproxy.control.status import Status
+from pyproxy.sections import Admin
 from pyproxy.settings import parse
 from tests.admin import admin_of
 from tests.fleets import line, made, needs_fork, state, version
@@ -37,13 +38,17 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.fixture
 def admin(proxy: Proxy) -> Iterator[AdminServer]:
-    with admin_of(proxy, verbs=proxy.control) as found:
+    with admin_of(proxy, Admin(password="secret"), verbs=proxy.control) as found:
         yield found
+
+
+def there(admin: AdminServer) -> tuple[str, ...]:
+    return ("--admin", admin.url, "--password", "secret")
 
 
 @pytest.fixture
 def say(admin: AdminServer) -> Say:
-    return lambda *words: CliRunner().invoke(main, [*words, "--admin", admin.url])
+    return lambda *words: CliRunner().invoke(main, [*words, *there(admin)])
 
 
 def test_a_new_version_is_followed_until_it_is_there(proxy: Proxy, say: Say) -> None:
@@ -99,6 +104,15 @@ def test_what_differs_is_told_when_the_program_is_the_same(
     assert f"scaling default: rollout of {called} goes on: by the operator" in caplog.messages
 
 
+def test_without_a_password_a_command_is_refused_with_a_remedy(
+    admin: AdminServer, say: Say
+) -> None:
+    admin.configure(Admin())
+    refused = say("rollout", "--command", NEW)
+    assert (refused.exit_code, "set admin.password" in refused.output) == (1, True)
+    assert say("rollout").output == "there was no rollout of the pool default so far\n"
+
+
 @pytest.mark.parametrize("option", ["--image", "--command"])
 def test_an_empty_version_is_refused(say: Say, option: str) -> None:
     """A script's variable that isn't set: it would have been told how things stand, and 0."""
@@ -114,7 +128,7 @@ def test_only_one_thing_can_be_done_with_a_rollout(say: Say) -> None:
 
 def test_on_a_terminal_one_line_tells_the_progress(proxy: Proxy, admin: AdminServer) -> None:
     ours, theirs = os.openpty()
-    words = ("rollout", "--command", NEW, "--admin", admin.url)
+    words = ("rollout", "--command", NEW, *there(admin))
     process = subprocess.Popen(
         [sys.executable, "-m", "pyproxy", *words], stdout=theirs, stderr=theirs, env=environment()
     )
@@ -134,7 +148,7 @@ def test_on_a_terminal_one_line_tells_the_progress(proxy: Proxy, admin: AdminSer
 
 def test_an_interrupt_ends_the_following_alone(proxy: Proxy, admin: AdminServer) -> None:
     slow = line(version("new", "hang"))
-    with program("rollout", "--command", slow, "--admin", admin.url) as running:
+    with program("rollout", "--command", slow, *there(admin)) as running:
         running.wait_for("0 of 1 targets are new")
         running.send(signal.SIGINT)
         assert running.wait() == 130
@@ -146,7 +160,7 @@ def test_one_that_is_replaced_by_another_is_not_followed_further(
     proxy: Proxy, admin: AdminServer
 ) -> None:
     slow = line(version("new", "hang"))
-    with program("rollout", "--command", slow, "--admin", admin.url) as running:
+    with program("rollout", "--command", slow, *there(admin)) as running:
         running.wait_for("0 of 1 targets are new")
         said = {"listen": "http://127.0.0.1:0", "scaling": made("newer"), "sleeping": 60}
         proxy.reload(parse(said))

@@ -178,7 +178,8 @@ def test_the_page_of_the_documentation_says_what_happens(tmp_path: Path) -> None
     section = page.partition("\n## Rolling update\n")[2].partition("\n## ")[0]
     [shown] = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
     here = "http://127.0.0.1:0"
-    said = {**json.loads(shown), "listen": here, "admin": {"listen": here}}
+    said = {**json.loads(shown), "listen": here}
+    said["admin"]["listen"] = here
     said["scaling"]["rollout"]["observe"] = "2s"  # commands take longer on a busy machine
     (tmp_path / "appsettings.json").write_text(json.dumps(said))
     consoles = "".join(re.findall(r"```console\n(.*?)```", section, re.DOTALL))
@@ -194,7 +195,8 @@ def test_the_page_of_the_documentation_says_what_happens(tmp_path: Path) -> None
                     json.loads(output).keys() if output else {"rollout", "wanted"}
                 )
                 continue
-            done = run(*words[3:], "--admin", admin, cwd=tmp_path)
+            where = ("--admin", admin, "--password", said["admin"]["password"])
+            done = run(*words[3:], *where, cwd=tmp_path)
             assert done.returncode == ("--nmae" in line), done.stderr
             assert varying(done.stdout.splitlines()[-1]) == varying(output.splitlines()[-1])
         assert running.stop() == 0
@@ -204,7 +206,8 @@ def test_the_page_of_the_documentation_says_what_happens(tmp_path: Path) -> None
 def served(folder: Path, **more: Any) -> Iterator[tuple[Program, dict[str, Any]]]:
     """A program with two targets, and what its settings say."""
     here = "http://127.0.0.1:0"
-    said = {"listen": here, "admin": {"listen": here}, "scaling": made(count=2), **COMMON, **more}
+    admin = {"listen": here, "password": "secret"}
+    said = {"listen": here, "admin": admin, "scaling": made(count=2), **COMMON, **more}
     (folder / "appsettings.json").write_text(json.dumps(said))
     with program(cwd=folder) as running:
         yield running, said
@@ -216,7 +219,8 @@ def all_there_are(running: Program, name: bytes) -> None:
     admin = running.wait_for(r"admin: (http://\S+)")[1]
 
     def urls() -> list[str]:
-        found = requests.get(f"{admin}/targets", timeout=DEADLINE).json()
+        asked = requests.get(f"{admin}/targets", auth=("admin", "secret"), timeout=DEADLINE)
+        found = asked.json()
         return [one["url"] for one in found]
 
     eventually(lambda: versions(urls()) == {name})
@@ -243,7 +247,8 @@ def test_another_version_in_the_settings_file_is_rolled_out(tmp_path: Path) -> N
 def test_several_workers_take_the_new_version_all_at_once(tmp_path: Path) -> None:
     with served(tmp_path, workers=2) as (running, _), Load(running.url, clients=2) as load:
         load.goes_on()
-        admin = ("--admin", running.wait_for(r"admin: (http://\S+)")[1])
+        where = running.wait_for(r"admin: (http://\S+)")[1]
+        admin = ("--admin", where, "--password", "secret")
         command = line(version("new"))
         good = run("rollout", "--command", command, *admin)
         assert good.returncode == 0, good.stderr

@@ -305,7 +305,8 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         operation = operations.get(method)
         said = {name.lower() for name in self.headers}
         fields = {name: ", ".join(self.headers.get_all(name, [])) for name in said}
-        self.server.guard(self.command, fields, operation is not None and operation.is_open)
+        guard = self.server.guard  # a reload puts another in its place
+        guard(self.command, fields, operation is not None and operation.is_open)
         if not operations:
             return told({"error": "nothing is here"}, 404)
         if operation is None:
@@ -318,7 +319,9 @@ class AdminHandler(http.server.BaseHTTPRequestHandler):
         if (body or operation.body) and self.command not in SAFE and not is_json:
             raise ControlError(415, f"expected Content-Type: {JSON}")
         given = _json(body or b"") if operation.body else None
-        call = operation.read(names, query, given, fields.get("accept", ""))
+        accept = fields.get("accept", "")
+        by_password = guard.asks_password and not operation.is_open
+        call = operation.read(names, query, given, accept, by_password)
         answer = operation.run(self.server.api, call)
         if self.command not in SAFE:
             self.server.api.feed.changed()

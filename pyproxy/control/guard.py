@@ -30,6 +30,10 @@ class Guard:
             self._wanted = _digest(admin.user.encode()), _digest(admin.password.encode())
         self._host = admin.place[1] if admin.place else None
 
+    @property
+    def asks_password(self) -> bool:
+        return self._wanted is not None
+
     def __call__(self, method: str, fields: Mapping[str, str], is_open: bool = False) -> None:
         """``fields`` have names in lower case, and ``host`` is one of them; ``is_open``: what is
         asked for needs no password."""

@@ -6,7 +6,7 @@ from typing import Any
 from pyproxy.control import schemas
 from pyproxy.control.operation import JSON, Operation, Reply
 
-_REFUSED = {
+REFUSED = {
     400: "the request is malformed",
     401: "user and password are missing or wrong",
     403: "who asks may not: another site's page, or another name than this machine's",
@@ -45,7 +45,7 @@ def _operation(one: Operation) -> dict[str, Any]:
         for parameter in one.parameters
     ]
     error = schemas.ref("Error")
-    refused = _REFUSED | (_REFUSED_BODY if one.method != "GET" else {})
+    refused = REFUSED | (_REFUSED_BODY if one.method != "GET" else {})
     replies = {status: Reply(text, error) for status, text in refused.items()}
     replies[422] = Reply("what is asked for doesn't fit", error)
     replies.update(one.replies)

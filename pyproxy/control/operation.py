@@ -44,6 +44,7 @@ class Call:
     query: Mapping[str, list[str]] = field(default_factory=dict)
     body: Any = None
     accept: str = ""  # the field
+    by_password: bool = False  # who asks has said it
 
     def one(self, name: str, default: str = "") -> str:
         """A parameter of the query."""
@@ -89,7 +90,14 @@ class Operation:
     def name(self) -> str:
         return self.run.__name__
 
-    def read(self, path: Mapping[str, str], query: str, body: Json, accept: str = "") -> Call:
+    def read(
+        self,
+        path: Mapping[str, str],
+        query: str,
+        body: Json,
+        accept: str = "",
+        by_password: bool = False,
+    ) -> Call:
         """Raises ``ControlError``."""
         problems = misfits(schemas.NAMED[self.body], body) if self.body else []
         known = {one.name: one for one in self.parameters}
@@ -109,7 +117,7 @@ class Operation:
                     problems.append(f"{name}: {error}")
         if problems:
             raise ControlError(422, "\n".join(problems))
-        return Call(path, given, body, accept)
+        return Call(path, given, body, accept, by_password)
 
 
 class Table:

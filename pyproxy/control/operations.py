@@ -11,7 +11,7 @@ from pyproxy.control.control import Verbs
 from pyproxy.control.described import Described
 from pyproxy.control.feed import Feed
 from pyproxy.control.find import Told, find, targets_in
-from pyproxy.control.openapi import describe
+from pyproxy.control.openapi import REFUSED, describe
 from pyproxy.control.operation import Answer, Call, Operation, Parameter, Reply, Table, told
 from pyproxy.control.page import page
 from pyproxy.control.schemas import listing, record, ref
@@ -125,6 +125,13 @@ class Api:
 
     def roll_out(self, call: Call) -> Answer:
         version = dict(call.body)
+        if not call.by_password and version.keys() & {"command", "environment"}:
+            # Else every user of this machine could run any program as the user that this one is.
+            raise ControlError(
+                403,
+                "a command or an environment is rolled out only for those with a password: "
+                "set admin.password, or write it into the settings",
+            )
         pool = self._scaled(version.pop("pool", ""))["name"]
         return told(self.verbs.roll_out(version, pool), 202)
 
@@ -336,6 +343,7 @@ OPERATIONS = (
         Api.roll_out,
         {
             202: Reply("it has begun", ref("Scaling")),
+            403: Reply(f"{REFUSED[403]}; or a command without a password", ref("Error")),
             404: _NO_SCALING,
             409: Reply("one is under way, or this version is there already", ref("Error")),
         },
