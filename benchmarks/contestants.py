@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -142,15 +142,16 @@ def proxy_command(
     python: str,
     folder: Path,
     port: int,
-    targets: list[int],
+    targets: Sequence[int | str],
     connections: int,
     policy: str = "hash_ring",
     workers: int = 1,
 ) -> list[str]:
-    """Configure the proxy of that name in the folder; the command line that starts it. ``policy``
-    is for pyproxy; ``workers`` are processes, or threads where it has those instead."""
+    """Configure the proxy of that name in the folder; the command line that starts it. ``targets``
+    are ports of HOST, or addresses with a port; ``policy`` is for pyproxy; ``workers`` are
+    processes, or threads where it has those instead."""
     config = folder / "config"
-    addresses = [f"{HOST}:{target}" for target in targets]
+    addresses = [one if isinstance(one, str) else f"{HOST}:{one}" for one in targets]
     if name.startswith("nginx"):
         servers = " ".join(f"server {address};" for address in addresses)
         tuned = NGINX_TUNED if name == "nginx" else ""
@@ -241,6 +242,30 @@ def resident(pid: int) -> float:
     except OSError:
         raise Broken("has ended") from None
     return sum(map(int, re.findall(r"^VmRSS:\s+(\d+)", status, re.MULTILINE))) / 1024
+
+
+def proportional(pid: int) -> float:
+    """MiB of memory of the process and all below it; what several share is divided among them."""
+    try:
+        told = "".join(Path(f"/proc/{each}/smaps_rollup").read_text() for each in family(pid))
+    except OSError:
+        raise Broken("has ended") from None
+    return sum(map(int, re.findall(r"^Pss:\s+(\d+)", told, re.MULTILINE))) / 1024
+
+
+def most_resident(pid: int, *, anew: bool = False) -> float:
+    """The most MiB of memory that the process and all below it have had in use, each by itself;
+    ``anew`` begins from now."""
+    total = 0
+    try:
+        for each in family(pid):
+            if anew:
+                Path(f"/proc/{each}/clear_refs").write_text("5")
+            status = Path(f"/proc/{each}/status").read_text()
+            total += sum(map(int, re.findall(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)))
+    except OSError:
+        raise Broken("has ended") from None
+    return total / 1024
 
 
 def processor_time(pid: int) -> float:
