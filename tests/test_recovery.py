@@ -1,5 +1,7 @@
 """The recovery thread: evicted targets come back."""
 
+import contextlib
+import socket
 import time
 
 import pytest
@@ -116,3 +118,18 @@ def test_probes_do_not_go_through_a_proxy_of_the_environment(
     with lettered("a") as target, Proxy(targets=[target.url], sleeping=0.05) as proxy:
         proxy.pool.evict(proxy.pool.targets[0], "by the test")
         eventually(lambda: len(proxy.pool.live))
+
+
+def test_those_that_never_answer_do_not_keep_the_others_from_their_turn() -> None:
+    with contextlib.ExitStack() as stack:
+        # They take connections, and no more: as many checks as may run at once hang there.
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(200)]
+        good = stack.enter_context(lettered("a"))
+        urls = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in silent]
+        proxy = stack.enter_context(
+            Proxy(targets=[*urls, good.url], sleeping=0.1, health={"timeout": 0.3})
+        )
+        for target in proxy.pool.targets:
+            proxy.pool.evict(target, "by the test")
+        eventually(lambda: [one.url for one in proxy.pool.live] == [good.url])
+        assert get(proxy.url).body == b"a"

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections import Counter
+from operator import itemgetter
 
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
@@ -21,6 +22,7 @@ from pyproxy.health.checks import Check, CheckFailed
 log = logging.getLogger(__name__)
 
 _MOST_CHECKS = 64  # at once
+_ROOM = 0.05  # seconds until the next look whether some of them have ended
 _SOONEST, _LATEST = 0.1, 0.5  # seconds between probes while nobody is left
 
 
@@ -29,7 +31,8 @@ class RecoveryThread(threading.Thread):
     checks each other one every ``interval``, their checks spread over it.
 
     While no target is left it is awake at once, and probes more and more seldom, from 0.1 s up to
-    0.5 s (or ``sleeping``, if that is less), since everybody waits. At most 64 checks run at once.
+    0.5 s (or ``sleeping``, if that is less), since everybody waits. At most 64 checks run at once:
+    whoever finds no room is next, in the order in which they were due.
     """
 
     def __init__(
@@ -95,9 +98,11 @@ class RecoveryThread(threading.Thread):
                 self._plan(now)
                 first = min((at for at, _ in self._due.values()), default=math.inf)
                 urgent = self._urgent(now)
-                if min(first, urgent) <= now:
-                    return self._take_due(now, urgent <= now)
                 left = min(first, urgent) - now
+                if left <= 0:
+                    if due := self._take_due(now, urgent <= now):
+                        return due
+                    left = _ROOM
                 self._changed.wait(None if left == math.inf else left)
         return []
 
@@ -118,7 +123,7 @@ class RecoveryThread(threading.Thread):
         return [
             one
             for one in self._pool.targets
-            if one.state is State.EVICTED or (self._interval and one.state is not State.MAINTENANCE)
+            if (one.evicted or self._interval) and one.wanted is not State.MAINTENANCE
         ]
 
     def _urgent(self, now: float) -> float:
@@ -133,15 +138,23 @@ class RecoveryThread(threading.Thread):
         if urgent:
             self._nobody_since = now
             self._soon = min(self._soon * 2, _LATEST)
-        due = [one for one, (at, _) in self._due.items() if at <= now or (urgent and one.evicted)]
-        for target in due:
+        due = [
+            (at, one) for one, (at, _) in self._due.items() if at <= now or (urgent and one.evicted)
+        ]
+        due.sort(key=itemgetter(0))
+        taken: list[Target] = []
+        for _, target in due:
+            if target not in self._checking:
+                if len(self._checking) + len(taken) == _MOST_CHECKS:
+                    continue
+                taken.append(target)
             pause = self._pause if target.evicted else self._interval or self._pause
             self._due[target] = (now + pause, target.evicted)
-        return due
+        return taken
 
     def _start_check(self, target: Target) -> None:
         with self._changed:
-            if target in self._checking or len(self._checking) >= _MOST_CHECKS or self._stopping:
+            if self._stopping:
                 return
             self._checking.add(target)
         name = f"pyproxy-check-{target.host}:{target.port}"
