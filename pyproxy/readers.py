@@ -294,10 +294,11 @@ def wildcards(host: str) -> list[str]:
 
 def refuse_duplicates(names: list[str]) -> None:
     """Empty ones may stand there several times."""
+    first = {name: at for at, name in reversed([*enumerate(names)])}
     again = [
         (f"[{at}]", f"{name} stands here twice")
         for at, name in enumerate(names)
-        if name in names[:at] and name
+        if name and first[name] < at
     ]
     if again:
         raise Problems(again)

@@ -388,7 +388,7 @@ def options() -> list[tuple[str, Option, Any]]:
 def _finish(found: Layers, missing: str = "") -> Settings:
     told = []
     settings = None
-    top = _sound(found.data)
+    top = _sound(found.data) if {"routes", "tcp"} & found.data.keys() else {}
     entries = {
         "routes": _inheriting(found.data.get("routes", []), _top(top, _ROUTE_SETTINGS)),
         "tcp": _inheriting(found.data.get("tcp", []), _top(top, _TCP_SETTINGS)),
