@@ -47,9 +47,10 @@ class Asked(Protocol):
 def weighted_ring(targets: Iterable[Target]) -> HashRing[Target]:
     """Each target as often as its weight says, spread evenly: 2, 1, 1 are a b a c."""
     targets = tuple(targets)
-    divisor = math.gcd(*(target.weight for target in targets)) or 1
-    if all(target.weight == divisor for target in targets):
+    weights = {target.weight for target in targets}
+    if len(weights) < 2:
         return HashRing(targets)
+    divisor = math.gcd(*weights)
     slots = [
         # Each starts a little later than the one before, so that few fall on one place.
         ((turn + (at + 0.5) / len(targets)) * divisor / target.weight, at)
