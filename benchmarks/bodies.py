@@ -1,6 +1,6 @@
 """Bodies of any size: a target that sends and takes them, and a client.
 
-Neither keeps a body: the kernel sends it from a file with nothing in it, and throws away what comes.
+Neither keeps a body: the kernel sends one from an empty file, and throws away what comes.
 Run as a script with a port it is the target: ``GET /1000`` gives 1,000 bytes, a POST is read.
 """
 

@@ -57,6 +57,7 @@ from policies import picks, pool_of
 from pyproxy.balancing.policies import POLICIES
 
 FEW = 16  # busy connections where their number isn't what grows
+OPENED = 500  # connections for each second of a measurement
 PER_PROCESS = 2500  # targets: each needs two open files there
 WARM = 30.0  # seconds until each target must have been asked
 SIZES = {"targets": (5, 10, 100, 1000, 10_000), "connections": (1, 10, 100, 1000, 10_000)}
@@ -171,7 +172,9 @@ def start(growth: Growth) -> None:
 def busy(growth: Growth, proxy: Proxy, connections: int) -> dict[str, Any]:
     case = Case(f"small-{connections}", "small answers", connections)
     most_resident(proxy.pid, anew=True)
-    sample = wrk(0, case, proxy, growth.seconds, growth.folder)
+    # Until wrk has opened thousands of them, some seconds are gone.
+    seconds = max(growth.seconds, connections // OPENED)
+    sample = wrk(0, case, proxy, seconds, growth.folder)
     return {
         "rate": sample.rate,
         "p50_ms": sample.p50_ms,
