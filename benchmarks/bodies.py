@@ -80,7 +80,7 @@ def transfer(port: int, size: int, upload: bool, seconds: float) -> Transfer:
     head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {own}\r\n\r\n"
     if not own:
         head = head.replace("Content-Length: 0\r\n", "")
-    times = []
+    times: list[float] = []
     try:
         with (
             blank(own) as file,
@@ -109,7 +109,7 @@ def blank(size: int) -> BinaryIO:
     """A file with so many zeros, which takes no room."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     file.truncate(size)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def serve(sock: socket.socket, file: BinaryIO) -> None:
