@@ -1,5 +1,7 @@
 """The benchmarks still run: numbers are for docs/benchmarks.md, not for a test."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -104,3 +106,35 @@ def test_the_comparison_of_tcp_mode_measures_too() -> None:
     assert done.returncode == 0, done.stderr
     [row, *_] = [line for line in done.stdout.splitlines() if line.startswith("| 1 MiB answers")]
     assert all(int(cell.split()[0].replace(",", "")) > 0 for cell in row.split("|")[2:4])
+
+
+@pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+def test_growth_is_measured_told_and_drawn_by_the_command_for_all(tmp_path: Path) -> None:
+    sizes = "--targets=7 --connections=3 --bodies=1,100000 --policies=first,random"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks" / "all.py"), str(tmp_path / "results")),
+            *("--quick", "--only=growth", f"--more={sizes} --peers="),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    [result] = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+    start, targets, connections, responses, uploads, policies = result["tables"]
+    assert [row[0] for row in start[1:]] == ["5"]
+    assert [row[0] for row in targets[1:]] == ["7"]
+    assert [row[0] for row in connections[1:]] == ["3"]
+    for table, column in ((targets, 6), (connections, 2), (responses, 2), (uploads, 2)):
+        for row in table[1:]:
+            assert row[1] == "pyproxy"
+            assert float(row[column].replace(",", "")) > 0, row
+    assert [row[0] for row in responses[1:]] == [row[0] for row in uploads[1:]]
+    assert [row[0] for row in policies[1:]] == ["first", "random"]
+    text = (tmp_path / "results" / "results.md").read_text()
+    assert f"```sh\n{result['command']}\n```" in text
+    assert "- Python: " in text
+    if importlib.util.find_spec("matplotlib"):
+        assert "<svg" in (tmp_path / "results" / "growth.svg").read_text()
