@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pyproxy.app import Proxy
     from pyproxy.balancing.hashring import HashRing
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = ["HashRing", "Proxy", "__version__"]
 
