@@ -1,6 +1,8 @@
 """What is shipped: a wheel with the package and nothing else, an sdist with all that is in the
 repository, and a program that runs from the wheel alone."""
 
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -82,3 +84,14 @@ def test_the_program_runs_from_the_wheel_alone(built: Path, tmp_path: Path) -> N
         check=True,
     )
     assert where.stdout.startswith(str(tmp_path))
+
+
+def test_all_that_the_tests_need_is_pinned() -> None:
+    pins = re.findall(r"^([\w.-]+)==[\w.+]+$", (ROOT / "requirements-dev.txt").read_text(), re.M)
+    told = configparser.ConfigParser()
+    told.read(ROOT / "setup.cfg", "utf-8")
+    extras = told["options.extras_require"]
+    wanted = f"{told['options']['install_requires']}\n{extras['test']}"
+    names = re.findall(r"^([A-Za-z][\w.-]*)", wanted, re.M)
+    assert len(names) > 30
+    assert {name.lower().replace("_", "-") for name in names} <= set(pins)
