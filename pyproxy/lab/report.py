@@ -430,7 +430,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             )
         rates.set_title(run.title, fontsize=11, fontweight="bold")
         for one, label in ((rates, "requests a second"), (times, "response time, ms")):
-            one.set_ylim(bottom=0)
             one.set_ylabel(label if column == 0 else "")
         shares.set_ylabel("share of each target, %" if column == 0 else "")
         shares.set_xlabel("seconds")
@@ -440,4 +439,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             one.set_axisbelow(True)
             if run is runs[-1] and len(one.get_legend_handles_labels()[1]) > 1:
                 one.legend(fontsize=8, framealpha=0.8, loc="center right")
+    for one in grid[:2].flat:
+        one.set_ylim(bottom=0)  # last, since it ends that the scale follows what is drawn
     figure.savefig(path, format="png")
