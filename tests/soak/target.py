@@ -99,10 +99,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.connection.close()
         elif mode == "drip":
-            for at in range(0, len(body), max(len(body) // 5, 1)):
-                self.wfile.write(head + body[at : at + max(len(body) // 5, 1)])
-                head = b""
+            self.wfile.write(head)
+            for at in range(0, len(body), len(body) // 5 + 1):
                 time.sleep(0.05)
+                self.wfile.write(body[at : at + len(body) // 5 + 1])
         elif mode == "extra" and len(body) <= 20_000:
             # In one piece: what comes under the next request, nobody can tell from its answer.
             poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
