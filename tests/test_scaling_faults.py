@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import requests
 from pyproxy import Proxy
 from pyproxy.balancing.counters import Totals
 from pyproxy.balancing.samples import Sample
+from pyproxy.errors import ControlError
 from pyproxy.scaling import processes
 from pyproxy.scaling.launcher import LaunchError
 from pyproxy.scaling.processes import ProcessLauncher
@@ -244,6 +245,26 @@ def test_what_was_made_and_is_gone_is_not_told_to_those_who_begin_later() -> Non
         proxy.control.scale(1)
         eventually(lambda: len(told(proxy)["instances"]) == 1)
         assert [deed[1] for deed in proxy.control.journal] == [live(proxy)[0]["id"]]
+
+
+def test_what_a_new_program_would_not_hear_of_is_refused() -> None:
+    with Proxy(scaling=scaling(min=1, max=2, rollout={"observe": "1h"})) as proxy:
+        control = proxy.control
+        control.roll_out({"command": command("new")})
+        control.fleets.rest()
+        verbs: list[Callable[[], object]] = [
+            lambda: control.scale(2),
+            lambda: control.roll_out({"command": command("newer")}),
+            lambda: control.change_rollout("abort"),
+        ]
+        for verb in verbs:
+            with pytest.raises(ControlError, match="a new program is taking over") as refusal:
+                verb()
+            assert refusal.value.status == 409
+        control.fleets.go_on()  # it didn't come to that
+        control.change_rollout("abort")
+        control.scale(2)
+        eventually(lambda: len(live(proxy)) == 2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

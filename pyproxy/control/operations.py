@@ -322,7 +322,7 @@ OPERATIONS = (
         "/scale",
         "So many targets of a pool whose targets are made (without a name: of the first such)",
         Api.scale,
-        {200: _SCALING, 404: _NO_SCALING},
+        {200: _SCALING, 404: _NO_SCALING, 409: _CONFLICT},
         body="Scale",
     ),
     Operation(
@@ -345,7 +345,10 @@ OPERATIONS = (
             202: Reply("it has begun", ref("Scaling")),
             403: Reply(f"{REFUSED[403]}; or a command without a password", ref("Error")),
             404: _NO_SCALING,
-            409: Reply("one is under way, or this version is there already", ref("Error")),
+            409: Reply(
+                "one is under way, this version is there already, or a new program is taking over",
+                ref("Error"),
+            ),
         },
         body="NewVersion",
     ),

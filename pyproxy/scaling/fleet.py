@@ -576,6 +576,7 @@ class Fleet:
     def scale(self, count: int, reason: str) -> int:
         """From now on so many, between min and max. Raises ``ControlError``."""
         with self._changed:
+            self._refuse_at_rest()
             if count != self._within(count):
                 least, most = self._rules.min, self._rules.max
                 raise ControlError(422, f"count: expected from {least} to {most}, as scaling says")
@@ -587,6 +588,7 @@ class Fleet:
         """Begins a rollout to another ``image``, ``command`` or ``environment``. Raises
         ``ControlError``."""
         with self._changed:
+            self._refuse_at_rest()
             self._rollouts.ask(what, self._rules)
             self._forgive()
             self._changed.notify_all()
@@ -595,9 +597,15 @@ class Fleet:
         """``pause``, ``resume`` or ``abort``, which goes back to the old version. Raises
         ``ControlError``."""
         with self._changed:
+            self._refuse_at_rest()
             self._rollouts.change(action)
             self._forgive()
             self._changed.notify_all()
+
+    def _refuse_at_rest(self) -> None:
+        """What the new program has been told of is as it was before."""
+        if self._resting:
+            raise ControlError(409, "a new program is taking over: ask again when it serves")
 
     def _forgive(self) -> None:
         """What failed so far was of something else."""
@@ -638,8 +646,9 @@ class Fleet:
     # The end
 
     def rest(self) -> None:
-        """Changes nothing any more, until it is to ``go_on``."""
-        self._resting = True
+        """Changes nothing any more, until it is to ``go_on``; what is asked for is refused."""
+        with self._changed:
+            self._resting = True
 
     def go_on(self) -> None:
         self._adopted = False  # others may have made some
