@@ -16,8 +16,9 @@ import requests
 from pyproxy import Proxy
 from pyproxy.balancing.counters import Totals
 from pyproxy.balancing.samples import Sample
+from pyproxy.control.handover import Inheritance
 from pyproxy.errors import ControlError
-from pyproxy.scaling import processes
+from pyproxy.scaling import fleets, processes
 from pyproxy.scaling.launcher import LaunchError
 from pyproxy.scaling.processes import ProcessLauncher
 from pyproxy.scaling.rollouts import Rollouts
@@ -265,6 +266,20 @@ def test_what_a_new_program_would_not_hear_of_is_refused() -> None:
         control.change_rollout("abort")
         control.scale(2)
         eventually(lambda: len(live(proxy)) == 2)
+
+
+def test_an_heir_waits_longer_for_its_targets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fleets, "_MOST", 0.2)
+    line = f"test -e '{tmp_path}/late' && sleep 1; exec '{sys.executable}' '{MADE}' {{port}}"
+    said = {**scaling(min=1), "command": ["sh", "-c", line]}
+    with Proxy(scaling=said) as proxy:
+        eventually(lambda: len(live(proxy)) == 1)
+        left = proxy.control.fleets.leave()
+    (tmp_path / "late").touch()
+    with Proxy(scaling=said, inheritance=Inheritance(scaling=left)) as heir:
+        assert len(live(heir)) == 1, "when its start returns"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -20,6 +20,8 @@ from pyproxy.services import name_of
 from pyproxy.settings import Settings
 
 _MOST = 30.0  # seconds that a start waits for its targets
+# An heir has no other try: it gives up if none serves, and is waited for a minute (hand_over).
+_MOST_OF_AN_HEIR = 50.0
 
 
 def _launcher(said: Scaling, pool: str, settings: Settings) -> Launcher:
@@ -58,6 +60,7 @@ class Fleets:
         """``left`` is what ``leave`` of the program before has told."""
         self._hands = hands
         self._left = dict(left or {})
+        self._is_heir = bool(left)
         self._fleets: dict[str, Fleet | Replicas] = {}
         self._said: dict[str, Scaling] = {}
         self._retiring: list[tuple[Fleet | Replicas, threading.Thread]] = []
@@ -97,8 +100,8 @@ class Fleets:
 
     def wait(self) -> None:
         """Until all targets that are wanted serve, or have failed to, or ``hurried()``, or for half
-        a minute."""
-        deadline = time.monotonic() + _MOST
+        a minute; an heir, for most of the time that it has."""
+        deadline = time.monotonic() + (_MOST_OF_AN_HEIR if self._is_heir else _MOST)
         for fleet in self._fleets.values():
             fleet.wait(max(deadline - time.monotonic(), 0.1), self.hurried)
 
