@@ -17,6 +17,7 @@ from pyproxy import Proxy
 from pyproxy.balancing.counters import Totals
 from pyproxy.balancing.samples import Sample
 from pyproxy.control.handover import Inheritance
+from pyproxy.control.workers import Supervisor
 from pyproxy.errors import ControlError
 from pyproxy.scaling import fleets, processes
 from pyproxy.scaling.launcher import LaunchError
@@ -48,6 +49,66 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 def slow(seconds: float, **more: Any) -> dict[str, Any]:
     """Targets that take their time for a request, and don't finish it when they are to end."""
     return {**scaling(**more), "command": ["python", "-c", SLOW, "{port}", str(seconds)]}
+
+
+GATED = """
+import http.server, os, sys, time
+def wait(name):
+    while not os.path.exists(name):
+        time.sleep(0.02)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != "/health":
+            open("asked", "w").close()
+            wait("over")
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+if os.path.exists("later"):
+    wait("go")
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_target_that_is_ready_when_the_proxy_ends_has_not_failed(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    rules = {**scaling(min=1, max=2), "folder": str(tmp_path)}
+    rules["command"] = ["python", "-c", GATED, "{port}"]
+    said = {"listen": "http://127.0.0.1:0", "scaling": rules, "workers": 2}
+    supervisor = Supervisor(parse({**said, "health": {"path": "/health"}}))
+    fleets = supervisor.control.fleets
+
+    def phases() -> list[str]:
+        found = fleets.describe("default")
+        return [one["phase"] for one in found["instances"]] if found else []
+
+    with supervisor:
+        (tmp_path / "later").touch()
+        supervisor.control.scale(2)
+        eventually(lambda: phases() == ["live", "starting"])
+        wire = client(supervisor.urls[0])
+        wire.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        eventually((tmp_path / "asked").exists)
+        ends = threading.Thread(target=supervisor.stop, args=(DEADLINE,))
+        ends.start()  # it waits for what is under way
+        eventually(lambda: refused(supervisor))
+        (tmp_path / "go").touch()
+        eventually(lambda: phases() == ["live"])
+        (tmp_path / "over").touch()
+        assert wire.read_message().status == 200
+        wire.close()
+        ends.join()
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+def refused(supervisor: Supervisor) -> bool:
+    """Whether it ends."""
+    try:
+        supervisor.control.snapshot()
+    except ControlError as error:
+        return error.status == 503
+    return False
 
 
 def busy(proxy: Proxy) -> int:

@@ -422,6 +422,11 @@ class Fleet:
                 return
         except LauncherAway as error:
             self._wait_for_launcher(str(error))
+        except ControlError as error:
+            if error.status == 503:  # the proxy ends, or has no worker: no failure of the target
+                self._pause(_PAUSE)
+            else:
+                self._note_failure(f"target {made.name} {error}", made)
         except Exception as error:  # noqa: BLE001 - it would be counted as starting for ever
             if not made.unwanted.is_set():
                 self._note_failure(f"target {made.name} {_told(error)}", made)
@@ -531,8 +536,12 @@ class Fleet:
     def _wait_for_launcher(self, said: str) -> None:
         """It is no failure of a target that it can't be started now."""
         self._note_away(said)
+        self._pause(_LAUNCHER_PAUSE)
+
+    def _pause(self, seconds: float) -> None:
+        """Starts nothing meanwhile."""
         with self._changed:
-            self._not_before = time.monotonic() + _LAUNCHER_PAUSE
+            self._not_before = max(self._not_before, time.monotonic() + seconds)
 
     def _note_failure(self, said: str, made: _Made | None = None) -> None:
         now = time.monotonic()
