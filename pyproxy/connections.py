@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -14,6 +15,10 @@ log = logging.getLogger(__name__)
 
 # Seconds after an answer in which the next request may be on its way: ended then, it would be lost.
 _BREATH = 0.2
+# A thread that waits for the interpreter wakes once in a switch interval. If thousands wait, that
+# takes the processor from the one they wait for: so the interval grows with the connections.
+_CROWD = 512  # connections
+_LONGER = 0.005  # seconds for each crowd
 _GRACE = 1.0  # seconds in which a new connection's first request may come before it counts as idle
 
 
@@ -62,6 +67,7 @@ class Connections:
         self._servers: set[Server] = set()
         self._open: set[Connection] = set()
         self._waiting = 0
+        self._crowds = 0
         # Protects all of the above, and what it tells the servers; notified when one ends.
         self._ended = threading.Condition()
 
@@ -89,11 +95,19 @@ class Connections:
             if waits and not self._wait_for_place(connection.server):
                 return False
             self._open.add(connection)
+            self._pace()
             self.accepted += 1
             self._numbers[self._accepted] += 1
         if waits:
             connection.server.follow()  # nobody does, if the limit was raised meanwhile
         return True
+
+    def _pace(self) -> None:
+        """Added and taken away, not set: other proxies in this process do it too."""
+        before, self._crowds = self._crowds, len(self._open) // _CROWD
+        if more := self._crowds - before:
+            # A bit above, since it is cut to whole microseconds.
+            sys.setswitchinterval(sys.getswitchinterval() + more * _LONGER + 1e-7)
 
     def _wait_for_place(self, server: Server) -> bool:
         if not self._waiting:
@@ -111,6 +125,7 @@ class Connections:
     def leave(self, connection: Connection) -> None:
         with self._ended:
             self._open.discard(connection)
+            self._pace()
             self._ended.notify_all()
 
     def _end_idle(self, among: Iterable[Connection], most: int) -> None:

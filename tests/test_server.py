@@ -1,7 +1,9 @@
 """Connections: their limit, their end, and clients that misbehave."""
 
+import contextlib
 import http.server
 import queue
+import sys
 import threading
 import time
 
@@ -290,3 +292,19 @@ def test_many_connections_are_served_at_once() -> None:
         assert [wire.read_message().body for wire in wires] == [b"x"] * 100
         for wire in wires:
             wire.close()
+
+
+def test_with_hundreds_of_connections_threads_ask_for_the_interpreter_less_often() -> None:
+    before = sys.getswitchinterval()
+    with (
+        letters("a") as [target],
+        Proxy(targets=[target.url], limits={"connections": 1000}) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(client(proxy.url)) for _ in range(520)]
+        eventually(lambda: proxy.connections == len(wires))
+        assert sys.getswitchinterval() == pytest.approx(before + 0.005)
+        for wire in wires:
+            wire.close()
+        eventually(lambda: proxy.connections == 0)
+        assert sys.getswitchinterval() == pytest.approx(before)
