@@ -18,7 +18,7 @@ import requests
 
 from pyproxy import settings
 from pyproxy.control.find import find
-from pyproxy.errors import ControlError, SettingsError
+from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.readers import Json, Text, address, url_of
 from pyproxy.scaling_settings import Version
 from pyproxy.sections import Admin
@@ -34,6 +34,22 @@ class Failed(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(self.message, file=file, err=True)
+
+
+class Refused(click.ClickException):
+    """Ends the program with lines that say what is wrong, and exit status 1."""
+
+    def __init__(self, error: PyproxyError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
+class BadSettings(Refused):
+    """The same with exit status 2, as for any other wrong argument."""
+
+    exit_code = 2
 
 
 class Client:

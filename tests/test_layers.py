@@ -26,6 +26,7 @@ FLOORS = (
     ("app",),
     ("worker", "program", "lab", "commands"),
     ("contrib",),
+    ("lab_commands",),
     ("cli",),
     ("__main__",),
 )
@@ -269,7 +270,10 @@ def test_only_the_command_line_prints_and_exits() -> None:
             tree, "print", "sys.exit", "exit", "quit", "SystemExit", "os._exit", "click.echo"
         )
 
-    assert places(speaks, "pyproxy.cli", "pyproxy.program", "pyproxy.commands") == []
+    assert (
+        places(speaks, "pyproxy.cli", "pyproxy.program", "pyproxy.commands", "pyproxy.lab_commands")
+        == []
+    )
     assert speaks(MODULES["pyproxy.cli"])
     assert len(speaks(MODULES["pyproxy.program"])) == 1, "the end at once, at a second signal"
 
