@@ -6,7 +6,7 @@
 
 Runs the other programs of this folder, one after another, and writes into the folder: results.md,
 with the machine, the versions and the load average, and the command above each result; the same in
-results.json, each table as rows; growth.svg, where matplotlib is there. The exit status is 1 if one
+results.json, each table as rows; growth.png, where matplotlib is there. The exit status is 1 if one
 of them failed: the others run nevertheless.
 Needs Linux, wrk, nginx, h2load and openssl; haproxy and caddy are compared with if installed.
 """
@@ -169,7 +169,7 @@ def main() -> int:
     for name in wanted:
         line = f"{RUNS[name][options.quick]} {options.more}".strip()
         if name == "growth" and importlib.util.find_spec("matplotlib"):
-            line += f" --plot {shlex.quote(str((options.folder / 'growth.svg').resolve()))}"
+            line += f" --plot {shlex.quote(str((options.folder / 'growth.png').resolve()))}"
         say(f"== {name}: {line}")
         results.append(run(name, line))
         write(options.folder, about, results)

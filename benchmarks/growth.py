@@ -442,7 +442,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     pictures = [one for one in PICTURES if of(found, one[0], "proxy")]
     rows = -(-max(1, len(pictures)) // 2)
     # The same figures give the same file.
-    with rc_context({"svg.hashsalt": "growth", "font.size": 8}):
+    with rc_context({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(10, 3 * rows), layout="constrained")
         for at, (part, key, up, along) in enumerate(pictures, 1):
             axes = figure.add_subplot(rows, 2, at)
@@ -460,7 +460,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             axes.set_ylabel(up)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=6, ncols=2 if part == "policies" else 1)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=80)
 
 
 def numbers(text: str) -> tuple[int, ...]:

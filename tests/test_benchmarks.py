@@ -137,4 +137,5 @@ def test_growth_is_measured_told_and_drawn_by_the_command_for_all(tmp_path: Path
     assert f"```sh\n{result['command']}\n```" in text
     assert "- Python: " in text
     if importlib.util.find_spec("matplotlib"):
-        assert "<svg" in (tmp_path / "results" / "growth.svg").read_text()
+        picture = (tmp_path / "results" / "growth.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
