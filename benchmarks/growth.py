@@ -497,7 +497,7 @@ def main() -> int:
 
             say(f"matplotlib {mpl.__version__}")
         except ImportError:
-            say("--plot needs matplotlib: pip install matplotlib")
+            say("--plot needs matplotlib: pip install 'pyproxy-lb[plots]'")
             return 2
     if set(wanted) - {"policies"}:
         for tool in ("wrk", "nginx"):
