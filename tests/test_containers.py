@@ -22,8 +22,10 @@ import pytest
 import requests
 
 from pyproxy import Proxy
-from pyproxy.errors import ControlError, SettingsError
+from pyproxy.control.handover import Inheritance
+from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.scaling import engine as engine_module
+from pyproxy.scaling import fleets
 from pyproxy.scaling.containers import DockerLauncher
 from pyproxy.scaling.engine import Engine
 from pyproxy.scaling.launcher import Instance, LauncherAway, LaunchError
@@ -40,7 +42,7 @@ PORT = 8000  # inside
 BUSY = 60.0  # seconds for an engine that has much else to do
 
 APP = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,6 +54,10 @@ class Handler(BaseHTTPRequestHandler):
             print("ValueError: no bread", file=sys.stderr)
             print("", file=sys.stderr, flush=True)
             os._exit(3)
+        if self.path == "/wait":
+            gate.wait()
+        if self.path == "/go":
+            gate.set()
         if self.path == "/eat":
             eaten = bytearray(os.urandom(1 << 20) * 200)
         if self.path == "/work":
@@ -67,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+gate = threading.Event()
 stubborn = os.environ.get("STUBBORN")
 signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else lambda *_: sys.exit())
 ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
@@ -790,6 +797,64 @@ def test_a_killed_proxy_finds_its_containers_again(place: Place, tmp_path: Path)
         assert before < {one["Id"] for one in place.containers()}
         assert second.stop() == 0
         assert "Traceback" not in second.text
+    assert place.containers() == []
+
+
+def test_a_new_program_takes_over_those_that_serve_and_no_others(place: Place) -> None:
+    said = scaling_of(place, min=1)
+    common: dict[str, Any] = {"policy": "round_robin"}
+    with (
+        Proxy(scaling=said, **common) as old,
+        ThreadPoolExecutor(2) as clients,
+    ):
+        scaled = Scaled(old)
+        scaled.reach(2)
+        urls = [one.url for one in old.pool.targets]
+        asked = [clients.submit(requests.get, f"{old.url}/wait", timeout=BUSY) for _ in urls]
+        eventually(lambda: all(one.in_flight for one in old.pool.targets), BUSY)
+        scaled.reach(1)  # the other one drains
+        old.control.roll_out({"command": ["sleep", "600"]})
+        eventually(lambda: len(scaled.scaling["instances"]) == 3, BUSY)
+        eventually(lambda: all(one["handle"] for one in scaled.scaling["instances"]), BUSY)
+        there = {one["phase"]: one for one in scaled.scaling["instances"]}
+        old.control.fleets.rest()
+        left = old.control.fleets.leave()
+        with Proxy(scaling=said, inheritance=Inheritance(scaling=left), **common) as new:
+            heir = Scaled(new)
+            assert (heir.live, heir.scaling["wanted"]) == ([there["live"]["handle"]], 1)
+            new.control.change_rollout("abort")
+            heir.reach(2)
+            names = [one["name"] for one in heir.scaling["instances"]]
+            assert there["draining"]["name"] not in names
+            for url in urls:
+                assert get(url, "/go").status == 200, "one that drains lives on for that"
+            assert [one.result().status_code for one in asked] == [200, 200]
+            old.control.fleets.stop(keep=True)
+            eventually(lambda: len(heir.scaling["instances"]) == 2, BUSY)
+            assert {one["Id"] for one in place.containers()} == set(heir.live)
+            assert there["live"]["handle"] in heir.live
+    assert place.containers() == []
+
+
+def test_a_new_program_that_gives_up_leaves_to_the_old_one_what_that_has(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "_MOST_OF_AN_HEIR", 0.5)
+    said = scaling_of(place, min=1)
+    with Proxy(scaling=said) as old:
+        scaled = Scaled(old)
+        scaled.wait_for(1)
+        before = scaled.live
+        old.control.fleets.rest()
+        left = old.control.fleets.leave()
+        health = {"path": "/wait", "timeout": "200ms"}
+        new = Proxy(scaling=said, health=health, inheritance=Inheritance(scaling=left))
+        with pytest.raises(PyproxyError, match="no target serves so far"):
+            new.start()
+        old.control.fleets.go_on()
+        scaled.reach(2)
+        assert set(scaled.live) > set(before)
+        assert get(old.url).status == 200
     assert place.containers() == []
 
 

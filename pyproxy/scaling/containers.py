@@ -11,6 +11,7 @@ import math
 import re
 import signal
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,10 +46,12 @@ class DockerLauncher:
         # Protects both.
         self._lock = threading.Lock()
 
-    def adopt(self) -> list[Instance]:
+    def adopt(self, only: Collection[str] | None = None) -> list[Instance]:
         found = []
         with self._engine.client(changing=True) as client:
             for one in self._ours(client):
+                if only is not None and one["Id"] not in only:
+                    continue
                 instance = None
                 with contextlib.suppress(docker.errors.NotFound, LaunchError):
                     instance = _instance(client.inspect_container(one["Id"]))

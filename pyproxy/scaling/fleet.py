@@ -109,10 +109,17 @@ class Fleet:
         self._made: dict[str, _Made] = {}
         self._numbers: Iterator[int] = instead_of._numbers if instead_of else itertools.count(1)
         self._adopted = bool(instead_of)
+        # Handles of those that two programs know in a handover: what the one before has told this
+        # one, and what this one has told the next (None: there is none).
+        self._inherits: frozenset[str] | None = left["handles"] if left else None
+        self._leaves: frozenset[str] | None = None
+        self._is_told = bool(left)  # how many are wanted, whoever is there
+        self._keep = False
         version = self._rules.version
         self._wanted = self._rules.min
         self._served = bool(left and left["served"])
         if left:
+            self._numbers = itertools.count(left["number"])
             if left["said"] == version:
                 version = left["version"]
             self._wanted = self._within(left["wanted"])
@@ -135,6 +142,10 @@ class Fleet:
 
     def _within(self, count: int) -> int:
         return min(max(count, self._rules.min), self._rules.max)
+
+    @property
+    def pool(self) -> str:
+        return self._pool
 
     @property
     def ids(self) -> set[str]:
@@ -209,7 +220,7 @@ class Fleet:
         """Takes over what an earlier life has left, once. Raises ``LauncherAway``."""
         if self._adopted:
             return
-        found = self._launcher.adopt()
+        found = self._launcher.adopt(self._inherits)
         self._adopted = True
         with self._changed:
             for instance in found:
@@ -224,7 +235,8 @@ class Fleet:
             if old and not rollouts.now:
                 goal, rollouts.version = rollouts.version, old.pop()
                 rollouts.begin(goal, self._rules)
-            self._wanted = self._within(max(self._wanted, len(found)))
+            if not self._is_told:
+                self._wanted = self._within(max(self._wanted, len(found)))
 
     def _look(self) -> None:
         with self._changed:
@@ -380,6 +392,8 @@ class Fleet:
                 for one in members
                 if one.name in self._made
             ]
+            if self._resting:  # what there is has been told to the next program
+                return
             rollout = self._rollouts.now
             to_do = plan(members, self._wanted, self._rollouts.version, rollout)
             if to_do.finished:
@@ -511,9 +525,10 @@ class Fleet:
                 self._changed.wait(0.05)
 
     def _clear(self, made: _Made) -> None:
-        """Ends what is left of it, however long its launcher is away."""
+        """Ends what is left of it, however long its launcher is away; unless another program goes
+        on with it."""
         with made.clearing:
-            if self._made.get(made.name) is made:
+            if self._made.get(made.name) is made and not self._is_another_s(made):
                 self._clear_alone(made)
 
     def _clear_alone(self, made: _Made) -> None:
@@ -657,11 +672,13 @@ class Fleet:
     def rest(self) -> None:
         """Changes nothing any more, until it is to ``go_on``; what is asked for is refused."""
         with self._changed:
-            self._resting = True
+            self._resting, self._leaves = True, frozenset()
 
     def go_on(self) -> None:
-        self._adopted = False  # others may have made some
-        self._resting = False
+        with self._changed:
+            self._adopted = False  # the other may have made some
+            self._inherits, self._leaves, self._is_told = None, None, True
+            self._resting = False
 
     def falls_short(self) -> str:
         """Why no target serves, if some did in the program before."""
@@ -671,9 +688,13 @@ class Fleet:
             return self._problem or "no target serves so far"
 
     def leave(self) -> dict[str, Any]:
-        """What the next program's fleet is to know."""
+        """What the next program's fleet is to know. It takes over those that serve now: those that
+        drain or start end with this one."""
         with self._changed:
+            self._leaves = frozenset(one.instance.handle for one in self._live() if one.instance)
             return {
+                "handles": self._leaves,
+                "number": next(self._numbers),
                 "said": self._rules.version,
                 "version": self._rollouts.version,
                 "rollout": self._rollouts.now,
@@ -682,9 +703,10 @@ class Fleet:
             }
 
     def stop(self, keep: bool = False) -> None:
-        """Ends all its targets; with ``keep`` those that another program can take over live on."""
+        """Ends all its targets; with ``keep`` those that another program has taken over, or can,
+        live on."""
         with self._changed:
-            self._stopping = True
+            self._stopping, self._keep = True, keep
             for made in self._made.values():
                 made.unwanted.set()
             self._changed.notify_all()
@@ -694,7 +716,7 @@ class Fleet:
         for thread in self._lives:
             thread.join(max(deadline - time.monotonic(), 0))
         with self._changed:
-            left = [one for one in self._made.values() if not (keep and one.phase == "live")]
+            left = [*self._made.values()]
         all_at_once([functools.partial(self._clear, one) for one in left])
         for thread in self._lives:
             thread.join()
@@ -702,6 +724,16 @@ class Fleet:
             self._launcher.close(keep)
         except LaunchError as error:
             log.error("scaling %s: targets are left behind: %s", self._pool, error)
+
+    def _is_another_s(self, made: _Made) -> bool:
+        """Whether this program ends, and another knows it, or will."""
+        if not self._keep:
+            return False
+        handle = made.instance.handle if made.instance else ""
+        if self._leaves is not None:  # the next one knows no others
+            return handle in self._leaves
+        # This one gives up: the program before looks for what is there, and goes on with it.
+        return made.phase == "live" or handle in (self._inherits or ())
 
     def serves(self) -> bool:
         """Whether as many serve as are wanted, or it has nothing to do with that any more."""

@@ -163,7 +163,11 @@ class Fleets:
 
     def leave(self) -> dict[str, Json]:
         """What the next program is to know."""
-        return {name: fleet.leave() for name, fleet in self._fleets.items()}
+        left = {name: fleet.leave() for name, fleet in self._fleets.items()}
+        for old, _ in self._retiring:  # they serve until those that take their place do
+            if isinstance(old, Fleet) and "handles" in left.get(old.pool, {}):
+                left[old.pool]["handles"] |= old.leave()["handles"]
+        return left
 
     def stop(self, keep: bool = False) -> None:
         """Ends all targets; with ``keep`` those that another program can take over live on."""

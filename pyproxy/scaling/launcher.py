@@ -5,6 +5,7 @@ at a time. ``LaunchError`` is a failure to do as asked; ``LauncherAway`` says th
 known or done just now (an engine doesn't answer): targets are taken to be as they were.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,9 +33,10 @@ class Instance:
 
 
 class Launcher(Protocol):
-    def adopt(self) -> list[Instance]:
+    def adopt(self, only: Collection[str] | None = None) -> list[Instance]:
         """Those of an earlier life that still run, and are this launcher's from now on. What is
-        left of others that have ended is cleared away."""
+        left of others that have ended is cleared away. All of that of those with these handles
+        ``only``, if they are said: others are somebody else's, who still lives."""
 
     def start(self, name: str, version: Version) -> Instance:
         """A new one, that may take its time until it answers."""

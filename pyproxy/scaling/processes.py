@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class ProcessLauncher:
         # Protects the fields above, and what is sent.
         self._lock = threading.Lock()
 
-    def adopt(self) -> list[Instance]:
+    def adopt(self, only: Collection[str] | None = None) -> list[Instance]:
         return []
 
     def start(self, name: str, version: Version) -> Instance:
