@@ -595,6 +595,37 @@ def test_what_programs_before_have_counted_is_kept_in_one_place() -> None:
     assert len(new.files()) == 2, "its own, and one for all that was before"
 
 
+def test_what_one_worker_refuses_and_others_have_done_is_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those that are started later do it, too."""
+    from pyproxy.control.workers import Supervisor
+
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001, 8002], "workers": 2})
+    with Supervisor(said) as supervisor:
+        control = supervisor.control
+        one, two = (target["id"] for target in control.snapshot()["pools"][0]["targets"])
+        with supervisor.changed:
+            supervisor.workers[0].call("remove", one)
+            supervisor.workers[1].call("add", "http://127.0.0.1:8003", "default")
+        control.remove(one)
+        assert f'worker 0 refuses what others have done: remove: no target has the id "{one}"' in (
+            caplog.messages
+        )
+        three = control.add("http://127.0.0.1:8003")
+        assert [deed[:2] for deed in control.journal] == [("remove", one), ("add", three)]
+        assert {target["id"] for target in control.snapshot()["pools"][0]["targets"]} == {
+            two,
+            three,
+        }
+        for verb in (control.remove, control.drain):
+            with pytest.raises(ControlError, match="no target has the id"):
+                verb(one)
+        with pytest.raises(ControlError, match="is in the pool default already"):
+            control.add("http://127.0.0.1:8003")
+        assert len([*control.journal]) == 2, "what all refuse isn't noted"
+
+
 def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

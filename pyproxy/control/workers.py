@@ -283,10 +283,10 @@ class Supervisor:
 
     def all(self, verb: str, *arguments: Any) -> list[Any]:
         """What the verb returns in each worker. One that doesn't answer is ended: another takes its
-        place. Raises what the first raised that did."""
+        place. Raises what the first raised, if none has done it: where some have, it is done."""
         self._goes_on()
         results: list[Any] = []
-        refusal: ControlError | None = None
+        refusals: list[tuple[int, ControlError]] = []
         asked = list(self.workers.values())
         for worker in asked:
             worker.tell(verb, *arguments)
@@ -295,14 +295,16 @@ class Supervisor:
             try:
                 results.append(worker.answer(max(deadline - time.monotonic(), 0.1)))
             except ControlError as error:
-                refusal = refusal or error
+                refusals.append((worker.number, error))
             except EOFError:
                 continue  # its thread sees that too
             except TimeoutError:
                 log.error("worker %d doesn't answer: it is ended", worker.number)
                 worker.kill()
-        if refusal:
-            raise refusal
+        if refusals and not results:
+            raise refusals[0][1]
+        for number, refusal in refusals:  # it was as asked before, like one that has no such target
+            log.warning("worker %d refuses what others have done: %s: %s", number, verb, refusal)
         return results
 
     def _goes_on(self) -> None:

@@ -111,7 +111,7 @@ class Fleet:
         self._adopted = bool(instead_of)
         # Handles of those that two programs know in a handover: what the one before has told this
         # one, and what this one has told the next (None: there is none).
-        self._inherits: frozenset[str] | None = left["handles"] if left else None
+        self._inherits: frozenset[str] | None = left.get("handles") if left else None
         self._leaves: frozenset[str] | None = None
         self._is_told = bool(left)  # how many are wanted, whoever is there
         self._keep = False
@@ -119,7 +119,7 @@ class Fleet:
         self._wanted = self._rules.min
         self._served = bool(left and left["served"])
         if left:
-            self._numbers = itertools.count(left["number"])
+            self._numbers = itertools.count(left.get("number", 1))
             if left["said"] == version:
                 version = left["version"]
             self._wanted = self._within(left["wanted"])
