@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -692,7 +693,7 @@ def test_the_script_of_the_page_runs(tmp_path: Path) -> None:
 def test_what_the_page_measures_can_be_measured() -> None:
     [command] = [one for one in blocks("sh") if "timeit" in one]
     found = subprocess.run(
-        command.replace("python ", f"{sys.executable} ", 1).replace("-r 50", "-r 2"),
+        command.replace("python ", f"{shlex.quote(sys.executable)} ", 1).replace("-r 50", "-r 2"),
         shell=True,
         env=environment(),
         capture_output=True,

@@ -135,7 +135,8 @@ class LeastResponseTime(Policy):
     def _guess(self) -> None:
         """Takes those who haven't answered yet for average ones."""
         known = [one.response_time for one in self.live if one.timed_at > -math.inf]
-        average = sum(known) / len(known) if known else self.LEAST
+        # fsum: the same on every Python, as simulations want it
+        average = math.fsum(known) / len(known) if known else self.LEAST
         for one in self.live:
             if one.timed_at == -math.inf:
                 one.response_time = average
