@@ -279,13 +279,12 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 def test_nothing_sleeps_where_it_could_be_woken() -> None:
-    """``listener`` may: when this machine is out of something, nothing tells when that is over; and
-    ``lab.target``, which takes its time when it is told to."""
+    """``listener`` may: when this machine is out of something, nothing tells when that is over."""
 
     def sleeps(tree: ast.Module) -> list[int]:
         return uses(tree, "time.sleep")
 
-    assert places(sleeps, "pyproxy.listener", "pyproxy.lab.target") == []
+    assert places(sleeps, "pyproxy.listener") == []
     assert len(sleeps(MODULES["pyproxy.listener"])) == 1
 
 
