@@ -154,6 +154,28 @@ def test_weighted_round_robin_is_as_smooth_as_nginx() -> None:
     assert letters_of(weighted("weighted_round_robin", 5, 1, 1), 14) == "aabacaaaabacaa"
 
 
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_weighted_round_robin_is_its_definition_whoever_comes_and_goes(dice: random.Random) -> None:
+    everyone = [make_target(8001 + at, weight=dice.randint(1, 4)) for at in range(8)]
+    policy, scores = make("weighted_round_robin"), dict.fromkeys(everyone, 0)
+    live: Targets = ()
+    for _ in range(100):
+        if not live or dice.random() < 0.05:
+            dice.choice(everyone).weight = dice.randint(1, 4)
+            live = tuple(one for one in everyone if dice.random() < 0.8) or (everyone[0],)
+            policy.arrange(live, live)
+            scores = {one: scores.get(one, 0) for one in live}
+        tried = tuple(one for one in live[1:] if dice.random() < 0.3) * (dice.random() < 0.2)
+        rest = [one for one in live if one not in tried]
+        for one in rest:
+            scores[one] += one.weight
+        due = max(rest, key=lambda one: scores[one])
+        scores[due] -= sum(one.weight for one in rest)
+        assert policy.peek(Ask(), tried, 0.0) is due
+        assert policy.choose(Ask(), tried, 0.0) is due
+
+
 @pytest.mark.parametrize("name", IN_TURN)
 @given(weights=st.lists(st.integers(1, 20), min_size=2, max_size=6))
 @settings(max_examples=40)
@@ -864,6 +886,16 @@ def test_nobody_is_flooded_when_all_were_away_and_come_back_one_by_one() -> None
     assert 0 < run.most[run.pool.targets[2]] <= 10
 
 
+def test_a_lucky_first_answer_brings_no_flood() -> None:
+    run = Simulation("least_response_time", 0.1, 0.1, 0.1, 0.1)
+    *others, lucky = run.pool.targets
+    for target in others:
+        run.pool.answered(target, 0.1, 200, run.now)
+    run.pool.answered(lucky, 0.0001, 200, run.now)
+    run.run(5, 100)
+    assert run.most[lucky] <= 6, "the others have three or so"
+
+
 @pytest.mark.parametrize("since", ["the start", "later"])
 def test_a_target_that_fails_fast_does_not_look_fast(since: str) -> None:
     def share(status: int) -> float:
@@ -886,8 +918,10 @@ def test_response_times_fade_with_their_half_life() -> None:
     assert one.response_time == 1.0
     pool.answered(one, 0.0, 200, 1000.0 + LeastResponseTime.HALF_LIFE)
     assert one.response_time == pytest.approx(0.5)
-    pool.answered(one, 0.0, 200, 1000.0 + 3 * LeastResponseTime.HALF_LIFE)
-    assert one.response_time == pytest.approx(0.125)
+    pool.answered(one, 0.0, 200, 1000.0 + 1.5 * LeastResponseTime.HALF_LIFE)
+    assert one.response_time == pytest.approx(0.5**1.5)
+    pool.answered(one, 0.0, 200, 1000.0 + 9 * LeastResponseTime.HALF_LIFE)
+    assert one.response_time == pytest.approx(0.5**2.5), "one answer counts for half at most"
 
 
 @every_policy

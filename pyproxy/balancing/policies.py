@@ -4,6 +4,7 @@ attempt; benchmarks/policies.py measures it.
 """
 
 import copy
+import heapq
 import importlib
 import logging
 import math
@@ -40,32 +41,64 @@ class WeightedRoundRobin(Policy):
 
     Each pick raises everybody's score by its weight, takes the highest, and lowers that by the sum
     of the weights: nginx's smooth weighted round robin (its commit 52327e0627f4, 2012). Who comes
-    and goes doesn't disturb the others' turn. Cost: O(n).
+    and goes doesn't disturb the others' turn. Those of one weight rise together, so of each weight
+    only the highest is looked at. Cost: O(log n) for each weight that occurs; O(n) for a retry.
     """
 
     def __init__(self) -> None:
-        self._scores: dict[Target, int] = {}
+        self._lay({})
+
+    def _lay(self, scores: dict[Target, int]) -> None:
+        """Heaps, one for each weight: the score at turn 0 (negative, as heapq wants the highest),
+        the place in the settings, which decides among equals, and who it is."""
+        heaps: dict[int, list[tuple[int, int, Target]]] = {}
+        for at, target in enumerate(self.live):
+            heaps.setdefault(target.weight, []).append((-scores.get(target, 0), at, target))
+        for heap in heaps.values():
+            heapq.heapify(heap)
+        self._heaps = tuple(heaps.items())
+        self._total = sum(target.weight for target in self.live)
+        self._turn = 0
+
+    def _scores(self) -> dict[Target, int]:
+        turn = self._turn
+        return {
+            target: turn * weight - at_first
+            for weight, heap in self._heaps
+            for at_first, _, target in heap
+        }
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
+        scores = self._scores()
         self.live = live
-        self._scores = {target: self._scores.get(target, 0) for target in live}
+        self._lay(scores)
 
     def peek(self, request: Asked, without: Collection[Target], now: float) -> Target:
         like = copy.copy(self)
-        like._scores = dict(self._scores)
+        like._lay(self._scores())
         return like.choose(request, without, now)
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
-        scores = self._scores
-        best, highest, total = None, 0, 0
-        for target in self.rest(without):
-            weight = target.weight
-            total += weight
-            scores[target] = score = scores[target] + weight
-            if best is None or score > highest:
-                best, highest = target, score
-        assert best
-        scores[best] -= total
+        if without or not self._heaps:
+            return self._among(self.rest(without))
+        self._turn = turn = self._turn + 1
+        highest, rank = self._heaps[0][1], (math.inf, 0)
+        for weight, heap in self._heaps:
+            at_first, at, _ = heap[0]
+            if (its := (at_first - turn * weight, at)) < rank:
+                highest, rank = heap, its
+        at_first, at, best = highest[0]
+        heapq.heapreplace(highest, (at_first + self._total, at, best))
+        return best
+
+    def _among(self, rest: Targets) -> Target:
+        """Only these rise."""
+        scores = self._scores()
+        for target in rest:
+            scores[target] += target.weight
+        best = max(rest, key=scores.__getitem__)
+        scores[best] -= sum(target.weight for target in rest)
+        self._lay(scores)
         return best
 
 
@@ -111,7 +144,7 @@ class LeastResponseTime(Policy):
     """Whoever answers soonest: the time to the first byte, times the requests under way plus one.
 
     The time is an average whose older samples fade with a half-life of 5 s, as in Finagle's "peak
-    EWMA", without the peak. A target that is new or restored is taken for an average one until it
+    EWMA", without the peak; no answer counts for more than half of it. A target that is new or restored is taken for an average one until it
     has answered, and has requests under way meanwhile, so that it isn't flooded. The time of one
     that nobody asks comes closer to half of the fastest's with the same half-life, so that it is
     tried again. An answer above 499 doesn't make a target look fast. Weights don't count.
@@ -150,8 +183,9 @@ class LeastResponseTime(Policy):
         start = request.number % len(rest)
         best, least = rest[start], math.inf
         for target in rest[start:] + rest[:start]:
-            cost = target.response_time * (target.in_flight + 1)
-            if cost < least:
+            time = target.response_time
+            # Most are out of the question even if they are idle.
+            if time < least and (cost := time * (target.in_flight + 1)) < least:
                 best, least = target, cost
         return best
 
@@ -173,8 +207,11 @@ class LeastResponseTime(Policy):
             if elapsed == math.inf:
                 return  # what it takes to fail says nothing
             seconds = max(seconds, target.response_time)
-        # At least a twentieth: a burst of answers counts as more than one.
-        share = 0.05 if elapsed < self.BURST else 1 - 0.5 ** (elapsed / self.HALF_LIFE)
+        # At least a twentieth: a burst of answers counts as more than one. At most a half: an
+        # answer may be quick by luck, and would bring a flood.
+        share = 0.05 if elapsed < self.BURST else min(1 - 0.5 ** (elapsed / self.HALF_LIFE), 0.5)
+        if elapsed == math.inf and not any(one.timed_at > -math.inf for one in self.live):
+            share = 1.0
         average = target.response_time + (seconds - target.response_time) * share
         target.response_time = average or self.LEAST
         target.timed_at = now
