@@ -147,7 +147,7 @@ class LeastResponseTime(Policy):
     EWMA", without the peak; no answer counts for more than half of it. A target that is new or restored is taken for an average one until it
     has answered, and has requests under way meanwhile, so that it isn't flooded. The time of one
     that nobody asks comes closer to half of the fastest's with the same half-life, so that it is
-    tried again. An answer above 499 doesn't make a target look fast. Weights don't count.
+    tried again. An answer above 499 counts as an average one at least. Weights don't count.
     Cost: O(n).
     """
 
@@ -156,6 +156,7 @@ class LeastResponseTime(Policy):
     LEAST = 1e-6  # seconds; with 0 the requests under way wouldn't count
     timed = True
     _refreshed = -math.inf
+    _average = LEAST
 
     def arrange(self, everyone: Targets, live: Targets) -> None:
         stayed = frozenset(self.live)
@@ -169,10 +170,10 @@ class LeastResponseTime(Policy):
         """Takes those who haven't answered yet for average ones."""
         known = [one.response_time for one in self.live if one.timed_at > -math.inf]
         # fsum: the same on every Python, as simulations want it
-        average = math.fsum(known) / len(known) if known else self.LEAST
+        self._average = math.fsum(known) / len(known) if known else self.LEAST
         for one in self.live:
             if one.timed_at == -math.inf:
-                one.response_time = average
+                one.response_time = self._average
 
     def choose(self, request: Asked, without: Collection[Target], now: float) -> Target:
         if now - self._refreshed > 1.0:
@@ -206,7 +207,7 @@ class LeastResponseTime(Policy):
         if status >= 500:
             if elapsed == math.inf:
                 return  # what it takes to fail says nothing
-            seconds = max(seconds, target.response_time)
+            seconds = max(seconds, target.response_time, self._average)
         # At least a twentieth: a burst of answers counts as more than one. At most a half: an
         # answer may be quick by luck, and would bring a flood.
         share = 0.05 if elapsed < self.BURST else min(1 - 0.5 ** (elapsed / self.HALF_LIFE), 0.5)
