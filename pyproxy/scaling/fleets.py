@@ -10,10 +10,12 @@ from typing import Any
 
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.readers import Json
-from pyproxy.scaling.fleet import Fleet, Hands, all_at_once
+from pyproxy.scaling.fleet import Fleet
 from pyproxy.scaling.launcher import Launcher
+from pyproxy.scaling.lives import all_at_once
 from pyproxy.scaling.processes import ProcessLauncher
 from pyproxy.scaling.replicas import Replicas
+from pyproxy.scaling.scaler import Hands, Scaler
 from pyproxy.scaling_settings import Scaling
 from pyproxy.sections import PoolSettings
 from pyproxy.services import name_of
@@ -61,9 +63,9 @@ class Fleets:
         self._hands = hands
         self._left = dict(left or {})
         self._is_heir = bool(left)
-        self._fleets: dict[str, Fleet | Replicas] = {}
+        self._fleets: dict[str, Scaler] = {}
         self._said: dict[str, Scaling] = {}
-        self._retiring: list[tuple[Fleet | Replicas, threading.Thread]] = []
+        self._retiring: list[tuple[Scaler, threading.Thread]] = []
         self.hurried: Callable[[], bool] = lambda: False
 
     def apply(self, settings: Settings) -> None:
@@ -86,8 +88,8 @@ class Fleets:
         self._said = said
 
     def _made(
-        self, name: str, said: PoolSettings, settings: Settings, old: Fleet | Replicas | None
-    ) -> Fleet | Replicas:
+        self, name: str, said: PoolSettings, settings: Settings, old: Scaler | None
+    ) -> Scaler:
         assert said.scaling
         left = self._left.pop(name, None)
         if said.scaling.launcher == "swarm":
@@ -126,7 +128,7 @@ class Fleets:
         fleet.change_rollout(action)
         return fleet.describe()
 
-    def _find(self, pool: str) -> Fleet | Replicas:
+    def _find(self, pool: str) -> Scaler:
         """Of the pool with this name; without one, the only one or the first. Raises
         ``ControlError``."""
         if not self._fleets:
@@ -146,7 +148,7 @@ class Fleets:
         for fleet in self._all():
             fleet.rest()
 
-    def _all(self) -> list[Fleet | Replicas]:
+    def _all(self) -> list[Scaler]:
         """With those that others take the place of."""
         return [*self._fleets.values(), *(one for one, thread in self._retiring)]
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Load:
-    """Of one pool. Used by one thread."""
+    """Of one pool. ``look`` and ``decide`` are for one thread; the rest may be called by any."""
 
     KEPT = 50  # decisions
 

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyproxy.errors import ControlError
 from pyproxy.readers import Json
-from pyproxy.scaling.fleet import Fleet, Hands
 from pyproxy.scaling.launcher import LaunchError
-from pyproxy.scaling.load import Load
-from pyproxy.scaling_settings import Scaling
+from pyproxy.scaling.scaler import Hands, Scaler, targets_of
 from pyproxy.sections import PoolSettings
 
 if TYPE_CHECKING:
@@ -19,30 +17,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Replicas:
-    """What ``Fleet`` is, for a service of a Swarm; its methods say the same."""
+class Replicas(Scaler):
+    """Of a service of a Swarm. Only its own thread, and who calls ``scale``, ask the engine."""
 
     ids: frozenset[str] = frozenset()  # no target is made here
 
     def __init__(self, pool: str, said: PoolSettings, hands: Hands, swarm: "Swarm") -> None:
-        assert said.scaling
-        self._pool = pool
-        self._rules: Scaling = said.scaling
-        self._hands = hands
+        super().__init__(pool, said, hands)
         self._swarm = swarm
-        self._load = Load(pool)
-        # Protects what follows; notified at the end.
-        self._changed = threading.Condition()
-        self._wanted = self._rules.min
         self._problem = ""
-        self._resting = False
-        self._stopping = False
-        self._thread = threading.Thread(
-            target=self._run, name=f"pyproxy-scaling-{pool}", daemon=True
-        )
-
-    def start(self) -> None:
-        self._thread.start()
 
     def wait(self, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
         """They are there or not: nothing is waited for."""
@@ -62,7 +45,7 @@ class Replicas:
                 except LaunchError as error:
                     self._note(str(error))
                 except ControlError as error:  # the proxy begins or ends
-                    log.debug("scaling %s: %s", self._pool, error)
+                    log.debug("scaling %s: %s", self.pool, error)
             with self._changed:
                 if not self._stopping:
                     self._changed.wait(self._rules.interval)
@@ -71,17 +54,16 @@ class Replicas:
         with self._changed:
             before, self._problem = self._problem, problem
         if problem and problem != before:
-            log.error("scaling %s: replicas are left as they are: %s", self._pool, problem)
+            log.error("scaling %s: replicas are left as they are: %s", self.pool, problem)
         elif before and not problem:
-            log.info("scaling %s: the engine answers again", self._pool)
+            log.info("scaling %s: the engine answers again", self.pool)
 
     def _weigh(self) -> None:
         rules = self._rules
         wanted = self._swarm.count()
         with self._changed:
             self._wanted = wanted
-        pools = self._hands.snapshot()["pools"]
-        targets = [one for pool in pools if pool["name"] == self._pool for one in pool["targets"]]
+        targets = [*(targets_of(self._hands, self.pool) or {}).values()]
         live = sum(one["state"] == "live" for one in targets)
         seen = self._load.look(
             self._hands.totals(),
@@ -93,8 +75,7 @@ class Replicas:
             machine=rules.auto,
         )
         if seen and rules.auto:
-            after = min(max(self._load.decide(rules, seen, wanted), rules.min), rules.max)
-            self._scale(after)
+            self._scale(self._within(self._load.decide(rules, seen, wanted)))
 
     def _scale(self, count: int) -> None:
         if count != self._wanted:
@@ -103,9 +84,7 @@ class Replicas:
                 self._wanted = done
 
     def scale(self, count: int, reason: str) -> int:
-        least, most = self._rules.min, self._rules.max
-        if not least <= count <= most:
-            raise ControlError(422, f"count: expected from {least} to {most}, as scaling says")
+        self._refuse_outside(count)
         before = self._wanted
         try:
             self._scale(count)
@@ -124,24 +103,7 @@ class Replicas:
 
     def describe(self) -> dict[str, Any]:
         with self._changed:
-            return {
-                "launcher": self._rules.launcher,
-                "min": self._rules.min,
-                "max": self._rules.max,
-                "auto": self._rules.auto,
-                "wanted": self._wanted,
-                "version": f"service {self._rules.service}",
-                "problem": self._problem,
-                **self._load.describe(),
-                "instances": [],
-                "rollout": None,
-            }
-
-    def rest(self) -> None:
-        self._resting = True
-
-    def go_on(self) -> None:
-        self._resting = False
+            return self._told(f"service {self._rules.service}", self._problem)
 
     def leave(self) -> dict[str, Any]:
         return {}
@@ -161,9 +123,9 @@ class Replicas:
     def falls_short(self) -> str:
         return ""
 
-    def retire(self, successor: "Fleet | Replicas | None") -> threading.Thread:
+    def retire(self, successor: Scaler | None) -> threading.Thread:
         """In a thread of its own: its own one may wait for who asks for that."""
-        name = f"pyproxy-retire-{self._pool}"
+        name = f"pyproxy-retire-{self.pool}"
         thread = threading.Thread(target=self.stop, name=name, daemon=True)
         thread.start()
         return thread
