@@ -26,7 +26,7 @@ class Life:
     back_at: float = 0.0  # since when it isn't any more
     reason: str = ""
     unwanted: threading.Event = field(default_factory=threading.Event)  # before it was healthy
-    clearing: threading.Lock = field(default_factory=threading.Lock)  # by one thread; see Lives
+    clearing: threading.Lock = field(default_factory=threading.Lock)  # by one thread at a time
 
     def enter(self, phase: str, reason: str = "") -> None:
         self.phase, self.reason, self.since = phase, reason, time.time()

@@ -46,8 +46,9 @@ def all_at_once(what: Iterable[Callable[[], None]]) -> None:
 class Lives:
     """Of one fleet, whose lock ``changed`` is. It protects all attributes (what is read without it
     may be a moment old), and is notified when a target serves or is gone. Methods that say so are
-    called by who holds it; the others by who doesn't, as they use ``hands`` or the launcher, and
-    that may take long. ``Life.clearing`` is taken before it, never by who holds it."""
+    called by who holds it; the others by who doesn't, as they use ``hands`` or the launcher.
+    ``Life.clearing`` is held while the launcher stops that one; it is never asked for by who holds
+    ``changed``."""
 
     def __init__(
         self,

@@ -34,8 +34,9 @@ def targets_of(hands: Hands, pool: str) -> dict[str, dict[str, Any]] | None:
 
 class Scaler(ABC):
     """Its methods may be called from any thread. One thread of its own looks and acts, from
-    ``start`` to ``stop``; it isn't started twice. No lock is held while ``hands`` are used, or what
-    makes targets."""
+    ``start`` to ``stop``; it isn't started twice. The lock ``_changed`` isn't held while ``hands``
+    are used, or what makes targets: both may take long, and a reload holds the locks of ``hands``
+    and asks the scaler."""
 
     def __init__(self, pool: str, said: PoolSettings, hands: Hands) -> None:
         assert said.scaling
