@@ -144,10 +144,10 @@ class LeastResponseTime(Policy):
     """Whoever answers soonest: the time to the first byte, times the requests under way plus one.
 
     The time is an average whose older samples fade with a half-life of 5 s, as in Finagle's "peak
-    EWMA", without the peak; no answer counts for more than half of it. A target that is new or restored is taken for an average one until it
-    has answered, and has requests under way meanwhile, so that it isn't flooded. The time of one
-    that nobody asks comes closer to half of the fastest's with the same half-life, so that it is
-    tried again. An answer above 499 counts as an average one at least. Weights don't count.
+    EWMA", without the peak; no answer counts for more than half of it. A target that is new or
+    restored is taken for an average one until it has answered, and has requests under way
+    meanwhile, so that it isn't flooded. The time of one that nobody asks comes closer to half of
+    the fastest's with the same half-life, so that it is tried again. An answer above 499 counts as an average one at least. Weights don't count.
     Cost: O(n).
     """
 
