@@ -147,7 +147,8 @@ class LeastResponseTime(Policy):
     EWMA", without the peak; no answer counts for more than half of it. A target that is new or
     restored is taken for an average one until it has answered, and has requests under way
     meanwhile, so that it isn't flooded. The time of one that nobody asks comes closer to half of
-    the fastest's with the same half-life, so that it is tried again. An answer above 499 counts as an average one at least. Weights don't count.
+    the fastest's with the same half-life, so that it is tried again. An answer above 499 counts as
+    an average one at least. Weights don't count.
     Cost: O(n).
     """
 
