@@ -290,10 +290,14 @@ class Lives:
     def finish(self) -> None:
         """After ``let_go``, when nobody starts one: returns when all threads have ended."""
         deadline = time.monotonic() + 1  # a check may hang for as long as its target is there
-        for thread in self.threads:
+        for thread in self._all_threads():
             thread.join(max(deadline - time.monotonic(), 0))
         with self._changed:
             left = [*self.made.values()]
         all_at_once([functools.partial(self._clear, one) for one in left])
-        for thread in self.threads:
+        for thread in self._all_threads():
             thread.join()
+
+    def _all_threads(self) -> list[threading.Thread]:
+        with self._changed:
+            return [*self.threads]

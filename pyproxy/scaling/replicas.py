@@ -9,6 +9,7 @@ from pyproxy.errors import ControlError
 from pyproxy.readers import Json
 from pyproxy.scaling.launcher import LaunchError
 from pyproxy.scaling.scaler import Hands, Scaler, targets_of
+from pyproxy.scaling.troubles import told
 from pyproxy.sections import PoolSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Replicas(Scaler):
                     self._note(str(error))
                 except ControlError as error:  # the proxy begins or ends
                     log.debug("scaling %s: %s", self.pool, error)
+                except Exception as error:  # noqa: BLE001 - without this thread nobody scales
+                    self._note(told(error))
             with self._changed:
                 if not self._stopping:
                     self._changed.wait(self._rules.interval)
