@@ -88,6 +88,18 @@ def test_each_kind_of_target_serves() -> None:
         assert [lb.requests_of(at) for at in range(4)] == [1, 1, 1, 1]
 
 
+def test_a_function_may_have_more_parameters_with_defaults() -> None:
+    def wrapped(*arguments: Any) -> list[bytes]:
+        return fixed(*arguments)
+
+    def logged(environ: dict[str, Any], start_response: Any, log: Any = None) -> list[bytes]:
+        return fixed(environ, start_response)
+
+    named = [lambda request, name=name: name for name in "ab"]
+    with LoadBalancer([*named, lambda request, *more: "c", wrapped, logged]) as lb:
+        assert sorted(bodies(lb, 5)) == ["a", "b", "c", "w", "w"]
+
+
 def test_a_function_sees_the_request_and_its_dict_is_json() -> None:
     def echo(request: Request) -> dict[str, Any]:
         return {

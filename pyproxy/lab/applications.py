@@ -64,7 +64,7 @@ def application_of(served: Any) -> WSGI:
         signature = inspect.signature(served)
     except (TypeError, ValueError):
         raise TypeError(f"can't tell what {served!r} takes: wrap it in a function") from None
-    if _takes(signature, 2):
+    if _takes(signature, 2) and _wanted(signature) != 1:
         application: WSGI = served
         return application
     if _takes(signature, 1):
@@ -84,6 +84,15 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _wanted(signature: inspect.Signature) -> int:
+    """How many arguments have to be there: 1 for ``lambda request, name=name: …``, which would
+    take a second one."""
+    return sum(
+        one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        for one in signature.parameters.values()
+    )
 
 
 def _serving(function: Function) -> WSGI:
