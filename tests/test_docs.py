@@ -53,6 +53,13 @@ def test_links_lead_somewhere(page: str) -> None:
         assert ((ROOT / page).parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", ["docs/threat-model.md", "docs/sources.md", "docs/evidence.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"\btest_\w+\.py\b", read(page)))
+    assert named
+    assert not {name for name in named if not (ROOT / "tests" / name).exists()}
+
+
 def test_the_settings_in_the_readme_are_valid() -> None:
     shown = [block for block in code_blocks(read("README.md")) if block.startswith("{")]
     assert len([settings.parse(json.loads(block)) for block in shown]) == 1
