@@ -8,7 +8,8 @@ Runs the other programs of this folder, one after another, and writes into the f
 with the machine, the versions and the load average, and the command above each result; the same in
 results.json, each table as rows; growth.png, where matplotlib is there. The exit status is 1 if one
 of them failed: the others run nevertheless.
-Needs Linux, wrk, nginx, h2load and openssl; haproxy and caddy are compared with if installed.
+Needs Linux, wrk, nginx, h2load and openssl, and the extra all; haproxy and caddy are compared with
+if installed.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def machine() -> dict[str, str]:
         "model": model[1] if model else platform.machine(),
         "memory": f"{int(memory[1]) / 2**20:.1f} GiB" if memory else "?",
         "system": f"{platform.system()} {platform.release()}",
+        "pyproxy": version([sys.executable, "-m", "pyproxy", "--version"]),
         "Python": platform.python_version(),
     }
     tools = {**PEERS, "wrk": ["wrk", "-v"], "h2load": ["h2load", "--version"]}

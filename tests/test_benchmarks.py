@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy import __version__
+
 ROOT = Path(__file__).parents[1]
 PATH = f"{os.environ['PATH']}:/usr/sbin"
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -135,6 +137,7 @@ def test_growth_is_measured_told_and_drawn_by_the_command_for_all(tmp_path: Path
     assert [row[0] for row in policies[1:]] == ["first", "random"]
     text = (tmp_path / "results" / "results.md").read_text()
     assert f"```sh\n{result['command']}\n```" in text
+    assert f"- pyproxy: {__version__}\n" in text
     assert "- Python: " in text
     if importlib.util.find_spec("matplotlib"):
         picture = (tmp_path / "results" / "growth.png").read_bytes()
