@@ -112,6 +112,7 @@ ROUND = {"policy": "round_robin"}
         ("zone z 1m; server a resolve;", {"targets": ["dns://a:80"]}),
         ("server a max_fails=3 fail_timeout=1m30s;", {"max_fails": 3, "sleeping": "90s"}),
         ("server a max_fails=0;", {"max_evicted": 0}),
+        ("server a fail_timeout=0;", {"max_evicted": 0}),
         ("least_conn; server a;", {"policy": "least_connections"}),
         ("least_conn; server a weight=2;", {"policy": "weighted_least_connections"}),
         ("ip_hash; server a;", {"policy": "ip_hash"}),
@@ -237,6 +238,109 @@ def test_directives_become_settings(tmp_path: Path, text: str, expected: dict[st
     assert expected.items() <= of_nginx(tmp_path, text).settings.items()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'proxy_set_header Connection "Upgrade";',
+        "proxy_redirect off; proxy_cache off; auth_basic off; allow all;",
+    ],
+)
+def test_what_pyproxy_does_anyway_needs_no_note(tmp_path: Path, text: str) -> None:
+    assert of_nginx(tmp_path, location(text)).notes == []
+
+
+def test_what_targets_are_told_of_tls_has_to_be_so(tmp_path: Path) -> None:
+    said = "location / { proxy_pass http://u; proxy_set_header X-Forwarded-Proto https; }"
+    assert [one.place.line for one in of_nginx(tmp_path, server(f"listen 80;\n{said}")).notes] == [
+        3
+    ]
+    text = AT_HTTPS.replace("location / { proxy_pass http://u; }", said)
+    secure = of_nginx(tmp_path, http(text.replace(TLS, "")))
+    assert [one for one in secure.notes if "X-Forwarded-Proto" in one.text] == []
+
+
+REST = "location / { proxy_pass http://u; }"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "location /x/ { internal; root .; }",
+        "location /x { deny all; root .; }",
+        "location ~ \\.(sql|bak)$ { deny all; }",
+        "location /x { return 403; }",
+        "location /x { rewrite ^/x/(.*)$ /y/$1 permanent; }",
+        "location = /x.html { }",
+        "location ~ \\.php$ { fastcgi_pass a:1; }",
+    ],
+)
+def test_what_nobody_gets_there_becomes_no_route(tmp_path: Path, text: str) -> None:
+    for name in ("x", "x.html"):
+        (tmp_path / name).mkdir()
+    found = of_nginx(tmp_path, server(f"root .; {REST}\n{text}"))
+    assert ("routes" in found.settings, found.settings["targets"]) == (False, ["http://a:1"])
+    assert [one for one in found.notes if one.place.line == 3]
+
+
+def test_files_that_are_run_there_can_t_be_read_here(tmp_path: Path) -> None:
+    found = of_nginx(
+        tmp_path,
+        server(
+            "root .; index index.php; location /api { proxy_pass http://u; }\n"
+            "location / { try_files $uri $uri/ /index.php?$args; }\n"
+            "location ~ \\.php$ { fastcgi_pass unix:/run/php.sock; }\n"
+            "location ~ \\.css$ { expires 1h; }\n"
+            "location ^~ /open { alias .; }"
+        ),
+    )
+    seen = {one["path"]: one for one in found.settings["routes"]}
+    assert set(seen) == {"/api", "/", "/open"}
+    assert seen["/"]["endings"] == [".css"]
+    assert [one for one in found.notes if one.place.line == 3 and "line 4 runs some" in one.text]
+
+
+@pytest.mark.parametrize(
+    "text", ["location / { try_files $uri @app; }", "try_files $uri/index.html $uri @app;"]
+)
+def test_what_is_no_file_goes_to_the_location_with_a_name(tmp_path: Path, text: str) -> None:
+    rest = "location @app { proxy_pass http://u; proxy_read_timeout 5s; }"
+    found = of_nginx(tmp_path, server(f"root .;\n{text}\n{rest}"))
+    assert (found.settings["targets"], found.settings["timeouts"]) == (
+        ["http://a:1"],
+        {"read": "5s"},
+    )
+    assert [(one.place.line, one.text.split(": ")[1]) for one in found.notes] == [
+        (3, "files aren't looked for first")
+    ]
+
+
+def test_a_redirect_may_be_for_all_hosts_that_are_not_known(tmp_path: Path) -> None:
+    found = of_nginx(
+        tmp_path,
+        http(
+            f"server {{ server_name a.b; {REST} }}"
+            "server { listen 80 default_server; return 301 http://a.b$request_uri; }"
+        ),
+    )
+    a, rest = found.settings["routes"]
+    assert (a["host"], a["path"], "targets" in a) == ("a.b", "/", True)
+    assert rest == {"path": "/", "redirect": "http://a.b{uri}", "redirect_status": 301}
+
+
+def test_who_gets_to_be_served_at_other_ports_is_told(tmp_path: Path) -> None:
+    found = of_nginx(
+        tmp_path,
+        http(
+            f"server {{ listen 80; listen [::]:80; server_name a; {REST} }}\n"
+            f"server {{ listen 127.0.0.1:81; server_name b; {REST} }}"
+        ),
+    )
+    assert [(one.place.line, one.text.split(" too")[0]) for one in found.notes] == [
+        (2, "it is served at port 81"),
+        (3, "it is served at port 80"),
+    ]
+
+
 def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
     found = of_nginx(
         tmp_path,
@@ -356,14 +460,17 @@ def test_a_stream_becomes_tcp_entries(tmp_path: Path) -> None:
         """
         stream {
             upstream db { least_conn; server 10.0.0.1:5432; server 10.0.0.2:5432 backup; }
-            map $ssl_preread_server_name $to { a.example db; default 10.0.0.9:443; }
+            map $ssl_preread_server_name $to {
+                hostnames; a.example db; .b.example db; ~^c db; default 10.0.0.9:443;
+            }
             server { listen 5432; proxy_pass db; proxy_timeout 1h; proxy_protocol on; }
             server { listen 443; proxy_pass $to; ssl_preread on; }
             server { listen 53 udp; proxy_pass db; }
+            server { listen 6000-6009; proxy_pass db; }
         }
         """,
     )
-    db, named, rest = found.settings["tcp"]
+    db, named, *below, rest = found.settings["tcp"]
     assert db == {
         "listen": "0.0.0.0:5432",
         "send_proxy": 1,
@@ -374,8 +481,11 @@ def test_a_stream_becomes_tcp_entries(tmp_path: Path) -> None:
     assert (named["server_name"], named["listen"]) == ("a.example", rest["listen"])
     assert "server_name" not in rest
     assert [str(one).partition(": ")[2] for one in found.notes] == [
-        "listen 53 udp: UDP isn't relayed"
+        "~^c db: servers' names are names, or *. and a name",
+        "listen 53 udp: UDP isn't relayed",
+        "listen 6000-6009: ports are listened on one by one: say each",
     ]
+    assert [one["server_name"] for one in below] == ["b.example", "*.b.example"]
 
 
 def test_includes_are_followed_and_tell_their_own_lines(tmp_path: Path) -> None:
@@ -426,8 +536,15 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
             "only redirects can be said",
         ),
         (location("proxy_set_header X-A b;"), 2, "fields can't be set"),
+        (location("limit_except GET { deny all; }"), 2, "for all methods"),
+        (location("break;"), 2, "break: targets get the path as it came"),
+        (
+            location("client_max_body_size 1m;") + "server { client_max_body_size 0; }",
+            3,
+            "one limits.body for all",
+        ),
         (location("limit_req zone=a;"), 2, "nothing limits who asks how often"),
-        (location("deny all;"), 2, "everybody may ask"),
+        (location("deny 10.0.0.1;"), 2, "everybody may ask"),
         (location("auth_basic x;"), 2, "let the application do it"),
         (location("some_module on;"), 2, "pyproxy has nothing like it"),
         (location("add_header X-Frame-Options DENY;"), 2, "fields can't be added to answers"),

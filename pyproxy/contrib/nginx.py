@@ -19,7 +19,7 @@ from pyproxy.contrib.converting import (
     where,
     whole,
 )
-from pyproxy.readers import Json
+from pyproxy.readers import Json, is_loopback
 
 # What pyproxy does anyway, does in another way, or has no need of.
 _SILENT = re.compile(
@@ -27,9 +27,9 @@ _SILENT = re.compile(
     | client_header_buffer_size | connection_pool_size | daemon | default_type | directio\w* | env
     | error_log | etag | events | expires | fastopen
     | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
-    | internal | keepalive(?!_timeout)\w* | large_client_header_buffers | lingering_\w+
-    | load_module | log_\w+ | master_process | merge_slashes | multi_accept | open_file_cache\w*
-    | output_buffers | pcre_jit | pid | port_in_redirect | postpone_output | preread_\w+
+    | keepalive(?!_timeout)\w* | large_client_header_buffers | lingering_\w+
+    | load_module | log_\w+ | map_hash\w+ | master_process | merge_slashes
+    | multi_accept | open_file_cache\w* | output_buffers | pcre_jit | pid | port_in_redirect | postpone_output | preread_\w+
     | proxy_(buffer\w* | busy_\w+ | headers_hash\w+ | http_version | max_temp_file_size
       | request_buffering | socket_keepalive | ssl_server_name | ssl_session_reuse | temp_\w+)
     | real_ip_recursive | reset_timedout_connection | resolver_timeout | root | sendfile\w*
@@ -64,6 +64,7 @@ _ADVICE = {
     "proxy_method": "requests are passed on as they are",
     "proxy_bind": "connections to targets are from the address that the system chooses",
     "proxy_next_upstream_timeout": "tries are bounded by retry.attempts and time-outs only",
+    "limit_except": "routes are for all methods: let the application refuse some",
     "limit_": "nothing limits who asks how often: put what does so before pyproxy "
     "(limits.connections is for all clients together)",
     "allow": "everybody may ask: close the port to others by a firewall",
@@ -75,6 +76,7 @@ _ADVICE = {
     "scgi": "targets speak HTTP: put a server that does so before the application",
     "grpc": "targets are asked by HTTP/1.1, which gRPC isn't: relay it by a tcp entry",
     "memcached": "targets speak HTTP",
+    "break": "targets get the path as it came: let the application do it",
     "rewrite": "targets get the path as it came: let the application do it",
     "try_files": "a folder's files are served or answered with 404: give what is to be asked for "
     "the rest a route of its own",
@@ -92,6 +94,7 @@ _ADVICE = {
     "ssl_crl": "certificates of clients are checked without a list of revoked ones",
     "ssl_trusted_certificate": "it is not needed: clients are checked by tls.client_ca only",
     "ssl_verify_depth": "it is OpenSSL's",
+    "proxy_ssl": "connections to targets are TLS by https:// and target_tls only, and not in tcp",
     "health_check": "say health.interval and what goes with it",
     "stub_status": "the admin API tells more: say admin.listen",
     "status": "the admin API tells more: say admin.listen",
@@ -114,12 +117,12 @@ _PLAIN_REGEX = re.compile(r"\^(/(?:[A-Za-z0-9_/-]|\\[./-])*)(?:\.\*)?")
 # Fields that say what pyproxy says anyway.
 _OURS = {
     "host": ("$host", "$http_host", "$host:$server_port"),
-    "x-real-ip": ("$remote_addr",),
-    "x-forwarded-for": ("$proxy_add_x_forwarded_for", "$remote_addr"),
-    "x-forwarded-proto": ("$scheme", "https", "http"),
+    "x-real-ip": ("$remote_addr", "$proxy_protocol_addr"),
+    "x-forwarded-for": ("$proxy_add_x_forwarded_for", "$remote_addr", "$proxy_protocol_addr"),
+    "x-forwarded-proto": ("$scheme",),
     "x-forwarded-host": ("$host", "$http_host"),
     "upgrade": ("$http_upgrade",),
-    "connection": ("upgrade", "$connection_upgrade", ""),
+    "connection": ("upgrade", "$connection_upgrade", "close", ""),
     "x-request-id": ("$request_id", "$http_x_request_id"),
 }
 
@@ -207,7 +210,7 @@ def _statements(
                 continue
             place = Place(file, one["line"])
             block = list(of(one["block"])) if "block" in one else None
-            if one["args"] or one["directive"] in _BARE:
+            if one["args"] or block is not None or one["directive"] in _BARE:
                 yield Statement(one["directive"], one["args"], place, block)
             else:
                 draft.note(place, f"{one['directive']}: it needs a value")
@@ -235,6 +238,7 @@ class Server:
     redirect: tuple[int, str, Place] | None = None
     to_https: bool = False
     others: bool = False  # that are served beside the redirect
+    runs: Statement | None = None  # what runs files of its folders, which nobody may read then
 
     def leads_home(self, url: str) -> bool:
         """Whether a redirect leads from plain HTTP to the same host with TLS. Where that is served
@@ -278,6 +282,9 @@ class _Converter:
         for one in scope.statements:
             if not (one.name in handled or _SILENT.fullmatch(one.name) or _ours(one, scope)):
                 known = [name for name in _ADVICE if one.name.startswith(name)]
+                if one.name == "try_files" and _fallback(scope):
+                    self.note(one, "files aren't looked for first: give them a route of their own")
+                    continue
                 self.note(one, _ADVICE[known[0]] if known else "pyproxy has nothing like it")
 
     # Servers
@@ -297,22 +304,29 @@ class _Converter:
         self._secure = any(one.secure for server in servers for one in server.listens)
         sent = [one for one in servers if one.redirect and one.to_https and self._secure]
         serving = [one for one in servers if one not in sent]
+        default = _default(serving)
+        self._elsewhere(serving)
+        others = [one for one in serving if one is not default]
+        wild = any(name.startswith("*") for one in others for name in one.names)
         redirecting = [one for one in serving if one.redirect]
         serving = [one for one in serving if not one.redirect]
-        default = _default(serving)
         for server in serving:
             hosts: list[str | None] = [*server.names]
             if server is default:
-                wild = any(name.startswith("*") for one in serving for name in one.names)
-                hosts = [None, *(server.names if wild and len(serving) > 1 else [])]
+                hosts = [None, *(server.names if wild else [])]
             elif not hosts:
                 self._draft.note(server.place, "no host leads to this server: give it a name")
             self._serve(server, hosts)
         for server in redirecting:
             assert server.redirect
             status, url, place = server.redirect
-            alone = not serving and server is _default(redirecting)
-            for host in [None] if alone else server.names:
+            if server is default:
+                hosts = [None, *(server.names if wild else [])]
+            else:
+                hosts = [*server.names]
+                if not hosts:
+                    self._draft.note(server.place, "no host leads to this server: give it a name")
+            for host in hosts:
                 what = {"redirect": url} | ({"redirect_status": status} if status != 302 else {})
                 self._draft.route(host, "/", what, place)
         for server in sent:
@@ -321,6 +335,18 @@ class _Converter:
         for name, one in self._upstreams.items():
             if name not in self._used:
                 self._draft.note(one.place, f"upstream {name}: nothing is served by it")
+
+    def _elsewhere(self, serving: list[Server]) -> None:
+        """Notes who is served at addresses that aren't its own."""
+        at = [{_reach(one.url) for one in server.listens} for server in serving]
+        for server, own in zip(serving, at, strict=True):
+            if more := set().union(*at) - own:
+                told = ", ".join(f"port {port}" for _, port in sorted(more))
+                self._draft.note(
+                    server.place,
+                    f"it is served at {told} too, as routes are for all listening addresses: if "
+                    "nobody may come there, give it a proxy of its own",
+                )
 
     def _sent(self, server: Server, status: int, url: str, place: Place) -> None:
         """One whose clients are sent to https, by the listening address."""
@@ -343,8 +369,8 @@ class _Converter:
             elif one.name == "client_max_body_size":
                 if (most := size(value)) is None:
                     self.note(one, "this isn't a size")
-                elif most:
-                    self._draft.say("limits.body", _size(most), one.place)
+                else:
+                    self._draft.say("limits.body", _size(most) if most else None, one.place)
             elif one.name == "access_log" and value not in ("off", ""):
                 if value.startswith("syslog:") or "$" in value:
                     self.note(one, "access_log is a file, or - for standard output")
@@ -439,6 +465,9 @@ class _Converter:
         where_, *options = one.args or [""]
         if where_.startswith("unix:"):
             self.note(one, "sockets of files aren't listened on: say an address")
+            return None
+        if re.search("[0-9]-[0-9]+$", where_):
+            self.note(one, "ports are listened on one by one: say each")
             return None
         if where_.isdigit():
             host, port = "0.0.0.0", whole(where_)
@@ -562,16 +591,31 @@ class _Converter:
         paths = []
         locations = list(_flat(scope))
         regexes = [found for found in locations if found[0].args[:1] in (["~"], ["~*"])]
+        running = ("fastcgi_pass", "uwsgi_pass", "scgi_pass")
+        server.runs = next((one for one, inner in regexes if inner.own(*running)), None)
+        named = {one.args[0]: inner for one, inner in locations if one.args[0].startswith("@")}
+        wanted = [_fallback(inner) for inner in [scope, *(inner for _, inner in locations)]]
         for one, inner in locations:
             if (one, inner) in regexes or (redirected and one.args == ["/"]):
                 continue
-            if path := self._path(one):
-                self._location(server, inner, hosts, path, one)
+            if one.args[0] in named:
+                if one.args[0] not in wanted:
+                    self.note(one, "nothing leads to a location with a name")
+                continue
+            path = self._path(one)
+            if other := named.get(_fallback(inner)):
+                self._others(inner, _EVERYWHERE | _OF_LOCATIONS)
+                inner = other
+            if path and self._location(server, inner, hosts, path, one):
                 paths.append(path)
+        if "/" not in paths and (other := named.get(_fallback(scope))):
+            at = scope.own("try_files")[-1]
+            if not self._wholly(locations) and self._location(server, other, hosts, "/", at):
+                paths.append("/")
         if "/" in paths or redirected:
             pass
         elif (root := scope.get("root")) and not self._wholly(locations):
-            self._files(scope, hosts, "/", root.place)
+            self._files(server, scope, hosts, "/", root.place)
         elif None not in hosts:
             self._draft.note(
                 server.place,
@@ -593,12 +637,8 @@ class _Converter:
             case ["=", "/"]:
                 self.note(one, "a route is for all below its path: left out")
             case ["=", path]:
-                self.note(one, "a route is for all below its path too")
                 return path
-            case [name] if name.startswith("@"):
-                self.note(one, "nothing leads to a location with a name")
             case [path] if path.startswith("="):
-                self.note(one, "a route is for all below its path too")
                 return path[1:]
             case _:
                 self.note(one, "this is no path")
@@ -614,11 +654,13 @@ class _Converter:
     ) -> None:
         pattern = one.args[1] if len(one.args) > 1 else ""
         ends = _endings(pattern)
-        if ends and not scope.own("proxy_pass") and scope.get("root"):
+        if server.runs and scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass"):
+            self._location(server, scope, hosts, "/", one)
+        elif self._closed(one, scope):
+            pass
+        elif ends and not scope.own("proxy_pass") and scope.get("root"):
             self._others(scope, _EVERYWHERE | _OF_LOCATIONS)
-            root = scope.get("root")
-            assert root
-            self._files(scope, hosts, "/", one.place, ends)
+            self._files(server, scope, hosts, "/", one.place, ends)
         elif ends and (passing := scope.own("proxy_pass")):
             self._others(scope, _EVERYWHERE | _OF_LOCATIONS)
             if pool := self._pool(passing[0], scope, "/"):
@@ -633,9 +675,27 @@ class _Converter:
                 one, "regular expressions aren't known to routes: say a path for each that is meant"
             )
 
+    def _closed(self, at: Statement, scope: Scope) -> bool:
+        """Whether no client gets anything there; notes that."""
+        closed = [
+            one for one in scope.own("deny") if one.args == ["all"] and not scope.own("allow")
+        ]
+        if not (closed or scope.own("internal")):
+            return False
+        self.note(
+            closed[0] if closed else at,
+            "nobody gets this there, and no route says so: it is answered as the paths around it "
+            "are; see that they have nothing to hide",
+        )
+        return True
+
     def _location(
         self, server: Server, scope: Scope, hosts: list[str | None], path: str, at: Statement
-    ) -> None:
+    ) -> bool:
+        """Whether it is served, or sent elsewhere."""
+        if self._closed(at, scope):
+            return False
+        exact = at.name == "location" and at.args[0].startswith("=")
         self._others(scope, _EVERYWHERE | _OF_LOCATIONS)
         self._for_all(scope)
         sent = None
@@ -648,31 +708,51 @@ class _Converter:
                 self.note(one, _ADVICE["rewrite"])
         if sent and self._secure and server.leads_home(sent[1]):
             self.note(at, "all paths of an address are sent to https, or none: served as it is")
-        elif sent:
+            return False
+        what: dict[str, Json] | None = None
+        if sent:
             what = {"redirect": sent[1]} | ({"redirect_status": sent[0]} if sent[0] != 302 else {})
-            for host in hosts:
-                self._draft.route(host, path, what, at.place)
         elif passing := scope.own("proxy_pass"):
-            if pool := self._pool(passing[0], scope, path):
+            if what := self._pool(passing[0], scope, path):
                 for one in scope.own("expires"):
                     self.note(one, "it is for files only: let the application say how long")
-                for host in hosts:
-                    self._draft.route(host, path, pool, at.place)
         elif other := scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass"):
-            self.note(other[0], f"so {where(hosts[0] if hosts else None, path)} isn't served")
+            what_ = " ".join(at.args) if at.args[0][:1] == "~" else path
+            self.note(other[0], f"so {where(hosts[0] if hosts else None, what_)} isn't served")
+        elif scope.own("return", "rewrite"):
+            pass
+        elif exact and scope.get("root") and not scope.own("alias"):
+            self.note(at, "routes are for folders: the file is answered by who serves the rest")
         elif scope.own("alias") or scope.get("root"):
-            self._files(scope, hosts, path, at.place)
-        elif not scope.own("return", "stub_status", "status", "api", "memcached_pass"):
+            return self._files(server, scope, hosts, path, at.place, sure=at.args[0] == "^~")
+        elif not scope.own("stub_status", "status", "api", "memcached_pass"):
             self.note(at, "nothing is said of who serves it: left out")
+        if what and exact:
+            self.note(at, "a route is for all below its path too")
+        for host in hosts if what else ():
+            self._draft.route(host, path, what or {}, at.place)
+        return bool(what)
 
     def _files(
         self,
+        server: Server,
         scope: Scope,
         hosts: list[str | None],
         path: str,
         place: Place,
         ends: Sequence[str] = (),
-    ) -> None:
+        *,
+        sure: bool = False,
+    ) -> bool:
+        """``sure``: no regular expression has a say in it. Whether they are served."""
+        if server.runs and not (ends or sure):
+            self._draft.note(
+                place,
+                f"the files of {path} aren't served: line {server.runs.place.line} runs some of "
+                "them, which everybody could read; give those that may be read a folder of their "
+                "own",
+            )
+            return False
         if alias := scope.own("alias"):
             folder = self._file(alias[-1].args[0])
         else:
@@ -689,6 +769,7 @@ class _Converter:
             what["expires"] = life
         for host in hosts:
             self._draft.route(host, path, what, place, ends)
+        return True
 
     def _expires(self, scope: Scope) -> str | None:
         one = scope.get("expires")
@@ -858,8 +939,11 @@ class _Converter:
             self.note(one, "only http targets are found by all addresses of a name")
         elif resolve:
             scheme = "dns"
+        if sleep == 0:  # it is asked again at once
+            failures = 0
+        else:
+            sleeps.append(sleep)
         fails.append(failures)
-        sleeps.append(sleep)
         pool.add(one.place, address_of(host, port or 80, scheme), **more)
 
     def _policy(self, one: Statement) -> Json:
@@ -949,9 +1033,13 @@ class _Converter:
                 entry["proxy_protocol"] = True
             if chosen := names.get(passing.args[0]):
                 for line in chosen.block or []:
-                    name = {} if line.name == "default" else {"server_name": line.name.lower()}
+                    if line.name.startswith("~") or line.name.endswith("*"):
+                        self.note(line, "servers' names are names, or *. and a name")
+                        continue
                     to = Statement("proxy_pass", line.args, line.place)
-                    self._entry(entry | name, to, scope)
+                    for name in _asked(line.name):
+                        said_ = {"server_name": name} if name else {}
+                        self._entry(entry | said_, to, scope)
             else:
                 self._entry(entry, passing, scope)
 
@@ -984,8 +1072,8 @@ _POLICIES = {
 }
 # What may stand without a value.
 _BARE = {
-    *("http", "stream", "events", "mail", "types", "server", "location", "upstream", "if", "map"),
     *("least_conn", "ip_hash", "random", "internal", "stub_status", "health_check", "ntlm", "api"),
+    *("break", "flv", "mp4", "empty_gif", "hostnames", "volatile"),
 }
 _EVERYWHERE = {
     *("keepalive_timeout", "client_header_timeout", "client_max_body_size", "set_real_ip_from"),
@@ -998,7 +1086,7 @@ _EVERYWHERE = {
 _OF_SERVERS = {"listen", "server_name", "location", "return", "rewrite", "if", "ssl"}
 _OF_LOCATIONS = {
     *("proxy_pass", "return", "rewrite", "location", "fastcgi_pass", "uwsgi_pass", "scgi_pass"),
-    "grpc_pass",
+    *("grpc_pass", "internal"),
 }
 _OF_STREAMS = {
     *("listen", "proxy_pass", "proxy_timeout", "proxy_connect_timeout", "proxy_protocol"),
@@ -1038,9 +1126,19 @@ def _flat(scope: Scope) -> Iterator[tuple[Statement, Scope]]:
 
 def _ours(one: Statement, scope: Scope) -> bool:
     """Whether it says what pyproxy does anyway, or is heeded elsewhere."""
+    if str(one) == "allow all":
+        return True
+    if one.args == ["off"]:
+        return not one.name.startswith("proxy_pass_request")
     if one.name == "proxy_set_header":
-        return " ".join(one.args[1:]) in _OURS.get(one.args[0].lower(), ())
+        name, value = one.args[0].lower(), " ".join(one.args[1:]).lower()
+        if name == "x-forwarded-proto" and value in ("http", "https"):
+            secure = {"ssl" in listen.args for listen in scope.all("listen")} or {False}
+            return secure == {value == "https"}
+        return value in _OURS.get(name, ())
     if one.name == "try_files":
+        if _fallback(scope):
+            return False
         return one.args in (["$uri", "=404"], ["$uri", "$uri/", "=404"])
     if one.name == "add_header":
         files = not scope.own("proxy_pass") and bool(scope.get("root") or scope.own("alias"))
@@ -1054,6 +1152,27 @@ def _default(servers: list[Server]) -> Server | None:
         if any(one.default for one in server.listens):
             return server
     return servers[0] if servers else None
+
+
+def _fallback(scope: Scope) -> str:
+    """The named location for what is no file; "" if there is none."""
+    tried = [one for one in scope.own("try_files") if one.args[-1].startswith("@")]
+    return tried[-1].args[-1] if tried and not scope.own("proxy_pass") else ""
+
+
+def _reach(url: str) -> tuple[bool, str]:
+    """From where an address is reached, whatever its kind: this machine only or not, and a port."""
+    host, port = url.split("://")[1].rsplit(":", 1)
+    return is_loopback(host.strip("[]")), port
+
+
+def _asked(name: str) -> list[str]:
+    """The names that a line of a map by names is for; "" for all others."""
+    if name in ("hostnames", "volatile"):
+        return []
+    if name == "default":
+        return [""]
+    return [name[1:].lower(), f"*{name}".lower()] if name.startswith(".") else [name.lower()]
 
 
 def _by_server_name(one: Statement) -> bool:
