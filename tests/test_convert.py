@@ -184,6 +184,10 @@ def test_upstreams_become_pools(tmp_path: Path, text: str, expected: dict[str, A
             {"listen": ["http://127.0.0.1:81", "http://[::]:81"]},
         ),
         (
+            server("listen [::]:81 ipv6only=off; location / { proxy_pass http://u; }"),
+            {"listen": ["http://[::]:81", "http://0.0.0.0:81"]},
+        ),
+        (
             server(
                 "listen 81 proxy_protocol; set_real_ip_from 10.0.0.0/8; "
                 "location / { proxy_pass http://u; }"
@@ -602,6 +606,7 @@ def backend(text: str, mode: str = "http") -> str:
     return f"listen x\n  bind :80\n  mode {mode}\n{lines}\n"
 
 
+TWICE = {"header": "5s", "keep_alive": "5s"}
 CHECKED = {"interval": "2s", "timeout": "2s", "rise": 2, "fall": 3, "tcp": True}
 
 
@@ -657,6 +662,12 @@ CHECKED = {"interval": "2s", "timeout": "2s", "rise": 2, "fall": 3, "tcp": True}
         ("balance random; server a a:1", {"policy": "power_of_two_choices"}),
         ("balance random(1); server a a:1", {"policy": "random"}),
         ("balance first; server a a:1 maxconn 2", {"policy": "first"}),
+        (
+            "retry-on all-retryable-errors; server a a:1",
+            {"retry": {"statuses": [500, 502, 503, 504]}},
+        ),
+        ("timeout http-request 5s; timeout client 9s; server a a:1", {"timeouts": TWICE}),
+        ("http-request set-header X-Forwarded-For %[src]; http-reuse safe; server a a:1", ROUND),
         (
             "cookie S insert indirect secure maxlife 1h; server a a:1 cookie a",
             {"sticky": {"cookie": "S", "secure": True, "max_age": "1h"}},
@@ -755,6 +766,113 @@ def test_frontends_lead_to_backends_by_host_and_path() -> None:
     ]
 
 
+def front(text: str) -> str:
+    """Lines from 4 on, of a frontend with one more backend."""
+    lines = "\n".join(f" {one}" for one in text.split("; "))
+    return (
+        "backend b\n mode http\n server b b:1\n"
+        f"{lines}\nfrontend f\n mode http\n bind :80\n default_backend b\n"
+    ).replace(f"{lines}\nfrontend f", f"frontend f\n{lines}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("http-request set-header X-Forwarded-For %[hdr(CF-IP)]", 5, "passed on as they are"),
+        ("http-request set-header X-Forwarded-Proto https", 5, "passed on as they are"),
+        ("http-request deny if { src 1.1.1.1 }", 5, "nobody is turned away"),
+        ("use_backend b if { path_beg /a } { path_beg /b }", 5, "no request is for all of that"),
+        ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host and path only"),
+        ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host and path only"),
+        ("bind :81 ssl crt-list /a strict-sni", 5, "nothing is like crt-list, strict-sni"),
+    ],
+)
+def test_what_a_frontend_says_isn_t_dropped(text: str, line: int, said: str) -> None:
+    found = of_haproxy(front(text))
+    assert found.settings["targets"] == ["http://b:1"]
+    assert {one.place.line for one in found.notes} == {line}
+    assert [one for one in found.notes if said in one.text], found.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("redirect scheme https if !{ ssl_fc }", "a pool doesn't redirect"),
+        ("http-request redirect location /a if { path /b }", "a pool doesn't redirect"),
+        ("stats enable", "say admin.listen"),
+        ("option httpchk GET / HTTP/1.1\\r\\nHost:\\ a", "header fields of their own"),
+        ("option httpchk; http-check send meth GET uri / hdr Host a", "header fields of their own"),
+        ("server t t:1 proto h2 check", "asked by HTTP/1.1"),
+        ("server-template t 2 _http._tcp.t", "SRV records"),
+    ],
+)
+def test_what_a_backend_says_isn_t_dropped(text: str, said: str) -> None:
+    lines = "\n".join(f" {one}" for one in text.split("; "))
+    found = of_haproxy(
+        "frontend f\n mode http\n bind :80\n default_backend b\n"
+        f"backend b\n mode http\n server b b:1 check\n{lines}\n"
+    )
+    assert [one.place.line for one in found.notes if said in one.text], found.notes
+
+
+def test_all_are_sent_to_https_even_if_that_is_elsewhere() -> None:
+    found = of_haproxy(front("http-request redirect scheme https code 301 unless { ssl_fc }"))
+    assert found.settings["routes"] == [
+        {"path": "/", "redirect": "https://{host}{uri}", "redirect_status": 301}
+    ]
+    assert "nothing else of it is here" in found.notes[-1].text
+
+
+def test_conditions_are_for_what_all_of_them_match() -> None:
+    found = of_haproxy(
+        front(
+            "acl api path_beg /api; use_backend b if api { path_beg /api/v1 }; "
+            "use_backend b if { hdr_end(host) .a.b } { hdr(host) c.a.b }"
+        )
+    )
+    seen = [(one.get("host"), one["path"]) for one in found.settings["routes"]]
+    assert seen[:2] == [(None, "/api/v1"), ("c.a.b", "/")]
+
+
+@pytest.mark.parametrize("text", ["cookie S prefix nocache", "cookie S rewrite", "cookie S"])
+def test_the_application_s_cookie_stays_its_own(text: str) -> None:
+    """The proxy takes its cookie out of requests."""
+    found = of_haproxy(backend(f"{text}; server a a:1 cookie a"))
+    assert found.settings["sticky"] == {"cookie": "S_target"}
+    assert [one.place.line for one in found.notes] == [4]
+
+
+@pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("listen x 0.0.0.0:81\n mode http\n server a a:1", "http://0.0.0.0:81"),
+        ("listen x\n mode http\n bind :::81\n server a a:1", "http://[::]:81"),
+        ("listen x\n mode http\n bind ::1:81\n server a a:1", "http://[::1]:81"),
+        (
+            "listen x\n mode http\n bind :::81 v4v6\n server a a:1",
+            "http://[::]:81 http://0.0.0.0:81",
+        ),
+    ],
+)
+def test_addresses_are_said_in_more_ways_than_one(text: str, listen: str) -> None:
+    assert of_haproxy(text).settings["listen"] == listen.split()
+
+
+def test_a_frontend_that_listens_nowhere_is_left_out() -> None:
+    found = of_haproxy(front("acl a path /") + "frontend g\n mode http\n default_backend b\n")
+    assert "g listens nowhere: left out" in [one.text for one in found.notes]
+
+
+def test_a_smaller_limit_and_another_login_are_told() -> None:
+    found = of_haproxy(
+        "global\n maxconn 9\n"
+        "listen x\n mode http\n bind :80\n maxconn 5\n server a a:1\n"
+        "listen s\n mode http\n bind :81\n stats enable\n stats auth a:b\n stats auth c:d\n"
+    )
+    assert found.settings["limits"] == {"connections": 9}
+    assert {6, 12} <= {one.place.line for one in found.notes}
+
+
 def test_tcp_mode_becomes_tcp_entries() -> None:
     found = of_haproxy(
         """
@@ -769,13 +887,24 @@ def test_tcp_mode_becomes_tcp_entries() -> None:
             server b 10.0.0.2:5432 check backup
         frontend names
             bind :443
+            tcp-request inspect-delay 5s
+            tcp-request content accept if { req.ssl_hello_type 1 }
             use_backend named if { req.ssl_sni -i a.example }
+            use_backend named if { req.ssl_sni -m end .b.example }
+            use_backend named if { req.ssl_sni -m beg c }
         backend named
             server a 10.0.0.3:443
+        listen several
+            bind :6000
+            server-template a 2 a.example:6000
         """
     )
-    assert found.notes == []
-    db, named = found.settings["tcp"]
+    assert [(one.place.line, one.text.split(": ")[1]) for one in found.notes] == [
+        (17, "connections go by the name in TLS only")
+    ]
+    db, named, below, several = found.settings["tcp"]
+    assert below["server_name"] == "*.b.example"
+    assert several["targets"] == ["dns://a.example:6000"]
     assert db == {
         "listen": "127.0.0.1:5432",
         "targets": ["tcp://10.0.0.1:5432", {"url": "tcp://10.0.0.2:5432", "backup": True}],

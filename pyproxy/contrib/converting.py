@@ -4,13 +4,13 @@ can't come along. Every piece knows the line it is from."""
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyproxy import settings
 from pyproxy.errors import PyproxyError, SettingsError
-from pyproxy.readers import Json
+from pyproxy.readers import Json, is_loopback
 from pyproxy.sections import PoolSettings
 
 
@@ -217,6 +217,25 @@ class Draft:
     def _unlisten(self, at: int, text: str) -> None:
         one, place = self._listens.pop(at)
         self.note(place, f"{one['url']} is left out: {text}")
+
+
+def note_elsewhere(draft: Draft, serving: Sequence[tuple[Place, Sequence[str]]]) -> None:
+    """Notes who is served at others' addresses too; ``serving``: where each is, and its URLs."""
+    reached = [{_reach(url) for url in urls} for _, urls in serving]
+    for (place, _), own in zip(serving, reached, strict=True):
+        if more := set[tuple[bool, str]]().union(*reached) - own:
+            told = ", ".join(f"port {port}" for _, port in sorted(more))
+            draft.note(
+                place,
+                f"it is served at {told} too, as routes are for all listening addresses: if nobody "
+                "may come there, give it a proxy of its own",
+            )
+
+
+def _reach(url: str) -> tuple[bool, str]:
+    """From where an address is reached, whatever its kind: this machine only or not, and a port."""
+    host, port = url.split("://")[1].rsplit(":", 1)
+    return is_loopback(host.strip("[]")), port
 
 
 def _wrong_with(found: Mapping[str, Json]) -> tuple[str, str] | None:

@@ -4,8 +4,8 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pyproxy.contrib.converting import (
     Converted,
@@ -15,6 +15,7 @@ from pyproxy.contrib.converting import (
     Pool,
     address_of,
     host_and_port,
+    note_elsewhere,
     said,
     whole,
 )
@@ -23,6 +24,7 @@ from pyproxy.readers import Json, is_loopback
 _SECTIONS = {
     *("global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "userlist"),
     *("mailers", "program", "cache", "ring", "http-errors", "fcgi-app", "log-forward"),
+    *("crt-store", "log-profile", "traces", "acme"),
 }
 # What pyproxy does anyway, does in another way, or has no need of.
 _SILENT = re.compile(
@@ -32,7 +34,7 @@ _SILENT = re.compile(
     | numa-cpu-mapping | pidfile | (load-)?server-state.* | set-dumpable | spread-checks
     | ssl-default-server-.* | ssl-server-verify | srvtcpka.* | stats-file | tune\..* | uid
     | ulimit-n | unix-bind | user | zero-warning | unique-id-.* | max-keep-alive-queue
-    | dynamic-cookie-key""",
+    | dynamic-cookie-key | http-reuse""",
     re.VERBOSE,
 )
 _SILENT_OPTIONS = {
@@ -64,6 +66,14 @@ _SILENT_OPTIONS = {
     ),
 }
 _ADVICE = {
+    "http-request deny": "nobody is turned away: let the application do it",
+    "http-request tarpit": "nobody is turned away: let the application do it",
+    "http-request reject": "nobody is turned away: let the application do it",
+    "http-request auth": "nobody is asked who they are: let the application do it",
+    "http-request track-sc": "nothing is kept of clients, and nothing limits who asks how often",
+    "http-request return": "only redirects can be said: let the application answer",
+    "http-request redirect": "a pool doesn't redirect: say it of a route, or of the address",
+    "redirect": "a pool doesn't redirect: say it of a route, or of the address",
     "log": "say access_log, a file or - for standard output",
     "http-request": "requests are passed on as they are: let the application do it",
     "http-response": "answers are passed on as they are: let the application do it",
@@ -193,6 +203,8 @@ def _read(text: str, file: str) -> list[Section]:
                 under = None
             section = Section(kind, name, place, None if kind == "global" else under)
             sections.append(section)
+            if kind in ("frontend", "listen") and words[2:3] not in ([], ["from"]):  # of old
+                section.lines.append(Line(["bind", *words[2:]], place))
             if kind == "defaults":
                 last = defaults[name] = section
         elif not sections:
@@ -230,6 +242,7 @@ class _Converter:
             if section.kind in ("defaults", "frontend", "backend", "listen"):
                 self._others(section)
         fronts = [one for one in self._sections if one.kind in ("frontend", "listen")]
+        serving: list[tuple[Place, list[str]]] = []
         secure = any(_secure(line) for one in fronts for line in one.own("bind"))
         for section in fronts:
             if section.own("disabled"):
@@ -240,10 +253,13 @@ class _Converter:
             if not (serves or section.all("default_backend") or _chooses(section)):
                 if not _has_stats(section):
                     self._draft.note(section.place, f"{section.name} leads nowhere: left out")
+            elif not section.own("bind"):
+                self._draft.note(section.place, f"{section.name} listens nowhere: left out")
             elif section.mode == "tcp":
                 self._relay(section)
-            else:
-                self._front(section, secure)
+            elif urls := self._front(section, secure):
+                serving.append((section.place, urls))
+        note_elsewhere(self._draft, serving)
         for name, one in self._backends.items():
             if one.kind == "backend" and name not in self._used:
                 self._draft.note(one.place, f"backend {name}: nothing is served by it")
@@ -276,13 +292,14 @@ class _Converter:
     def _unknown(self, line: Line) -> None:
         if _SILENT.fullmatch(line.name) or line.name.startswith("ssl-default-bind-"):
             return
-        known = [name for name in _ADVICE if line.name.startswith(name)]
+        known = [name for name in _ADVICE if str(line).startswith(name)]
         self.note(line, _ADVICE[known[0]] if known else "pyproxy has nothing like it")
 
     def _others(self, section: Section) -> None:
         """Notes what nothing is made of."""
         for line in section.lines:
-            if line.name in _HANDLED or line.name == "no" or line.words == ["log", "global"]:
+            handled = _HANDLED if section.kind in ("frontend", "listen") else _OF_BACKENDS
+            if line.name in handled or line.name == "no" or line.words == ["log", "global"]:
                 continue
             if line.name == "option":
                 if line.word(1) == "forwardfor" and {"except", "header"} & set(line.words):
@@ -294,27 +311,34 @@ class _Converter:
                     self.note(line, "there is no such time-out")
                 elif said(seconds(line.word(2)) or 0) is None:
                     self.note(line, "this is no duration that pyproxy can have")
-            elif not _is_heeded(line):
+            elif not _is_heeded(line, section):
                 self._unknown(line)
 
     # Who asks
 
     def _binds(self, section: Section) -> Iterator[tuple[Line, str, int]]:
         for line in section.own("bind"):
+            if odd := _options(line.words[2:], _BIND_VALUES).keys() - _BIND_OPTIONS:
+                self.note(line, f"nothing is like {', '.join(sorted(odd))}")
             for address in line.word(1).split(","):
-                host, port = host_and_port(re.sub("^ipv[46]@", "", address))
+                text = re.sub("^ipv[46]@", "", address)
+                host, port = host_and_port(re.sub("^([^[]*:.*):", r"[\1]:", text))
                 if address.startswith(("/", "unix@", "abns@", "fd@", "quic")) or port is None:
                     self.note(line, f"{address or 'nothing'} can't be listened on: say host:port")
                 else:
                     yield line, "0.0.0.0" if host in ("", "*") else host, port
+                    if host == "::" and "v4v6" in line.words:
+                        yield line, "0.0.0.0", port
 
-    def _front(self, section: Section, secure: bool) -> None:
+    def _front(self, section: Section, secure: bool) -> list[str]:
+        """The addresses at which it serves."""
         self._times_of_clients(section)
         limit = section.get("maxconn")
-        if limit and (count := whole(limit.word(1))) and not self._draft.has("limits.connections"):
+        if limit and (count := whole(limit.word(1))):
             self._draft.say("limits.connections", count, limit.place)
         matchers = self._acls(section)
         to_https = self._to_https(section, matchers)
+        urls = []
         for line, host, port in self._binds(section):
             more: dict[str, Json] = {}
             if "accept-proxy" in line.words:
@@ -329,17 +353,27 @@ class _Converter:
                     more["redirect_status"] = to_https
             url = address_of(host, port, "https" if _secure(line) else "http")
             self._draft.listen(url, line.place, **more)
+            if "redirect" not in more:
+                urls.append(url)
+        if to_https and not secure:
+            what = {"redirect": "https://{host}{uri}", "redirect_status": to_https}
+            text = f"all that comes to {section.name} is sent to https: nothing else of it is here"
+            self._draft.note(section.place, text)
+            self._draft.route(None, "/", what, section.place)
+            return urls
         self._routes(section, matchers)
         if default := section.get("default_backend"):
             self._pool_at(None, "/", default.word(1), default, section)
         elif section.own("server") or section.own("server-template"):
             self._pool_at(None, "/", section.name, Line(["listen"], section.place), section)
+        return urls
 
     def _times_of_clients(self, section: Section) -> None:
+        header = section.get("timeout", "http-request")
         keep = section.get("timeout", "http-keep-alive")
         for line, key in (
-            (section.get("timeout", "http-request"), "header"),
-            (keep or section.get("timeout", "client"), "keep_alive"),
+            (header, "header"),
+            (keep or header or section.get("timeout", "client"), "keep_alive"),
         ):
             if line and (time := said(seconds(line.word(2)) or 0)):
                 self._draft.say(f"timeouts.{key}", time, line.place)
@@ -401,7 +435,9 @@ class _Converter:
         kind = flags[0] if flags else ""
         fetch = fetch.removeprefix("req.").removeprefix("req_")
         if fetch == "ssl_sni":
-            return [Matcher(server_name=one) for one in values]
+            if kind == "end":
+                return [Matcher(server_name=one) for one in _below(values)]
+            return [Matcher(server_name=one) for one in values] if kind in ("", "str") else None
         if fetch in ("path", "path_beg", "path_dir"):
             exact = fetch == "path" and kind in ("", "str")
             if not all(one.startswith("/") for one in values):
@@ -415,8 +451,7 @@ class _Converter:
         if not match or kind not in ("", "str", "end"):
             return None
         if match[1] or kind == "end":
-            ends = [[f"*{one}"] if one.startswith(".") else [one, f"*.{one}"] for one in values]
-            return [Matcher(host=one) for one in itertools.chain(*ends)]
+            return [Matcher(host=one) for one in _below(values)]
         return [Matcher(host=one.partition(":")[0]) for one in values]
 
     def _condition(
@@ -458,22 +493,24 @@ class _Converter:
 
     def _routes(self, section: Section, known: dict[str, list[Matcher] | None]) -> None:
         seen: list[Matcher] = []
-        for line in section.lines:
+        for line in section.lines:  # which HAProxy heeds first, wherever they stand
             words = line.words[1:] if line.name == "http-request" else line.words
             if words[:1] == ["redirect"] and words[1:3] != ["scheme", "https"]:
-                self._redirect(line, words, known)
-            elif words[:1] == ["use_backend"]:
-                wanted = self._condition(line, words[2:], known)
-                if "%[" in line.word(1) or wanted is None:
-                    self.note(line, "routes go by host and path only: say these with another proxy")
+                seen += self._redirect(line, words, known)
+        for line in section.own("use_backend"):
+            wanted = self._condition(line, line.words[2:], known)
+            if "%[" in line.word(1) or wanted is None or any(one.server_name for one in wanted):
+                self.note(line, "routes go by host and path only: say these with another proxy")
+                continue
+            if not wanted:
+                self.note(line, "no request is for all of that: left out")
+            for one in wanted:
+                if any(_covers(first, one) for first in seen):
+                    self.note(line, "a line above matches all that: left out")
                     continue
-                for one in wanted:
-                    if any(_covers(first, one) for first in seen):
-                        self.note(line, "a line above matches all that: left out")
-                        continue
-                    self._order(line, one, seen)
-                    seen.append(one)
-                    self._pool_at(one.host, one.path or "/", line.word(1), line, section)
+                self._order(line, one, seen)
+                seen.append(one)
+                self._pool_at(one.host, one.path or "/", line.word(1), line, section)
 
     def _order(self, line: Line, one: Matcher, seen: list[Matcher]) -> None:
         """What goes by the first match there goes by the best one here."""
@@ -482,24 +519,31 @@ class _Converter:
 
     def _redirect(
         self, line: Line, words: list[str], known: dict[str, list[Matcher] | None]
-    ) -> None:
+    ) -> list[Matcher]:
+        """What it is for."""
         at = next((at for at, word in enumerate(words) if word in ("if", "unless")), len(words))
         options = words[1:at]
         wanted = self._condition(line, words[at:], known)
-        if wanted is None or options[:1] not in (["location"], ["prefix"]) or len(options) < 2:
+        if (
+            not wanted
+            or any(one.server_name for one in wanted)
+            or options[:1] not in (["location"], ["prefix"])
+            or len(options) < 2
+        ):
             self.note(line, "redirects go by host and path only, to an address")
-            return
+            return []
         to = options[1] + ("{uri}" if options[0] == "prefix" else "")
         to = to.replace("%[hdr(host)]", "{host}").replace("%[req.hdr(host)]", "{host}")
         to = to.replace("%[capture.req.uri]", "{uri}")
         if "%" in re.sub("%[0-9A-Fa-f]{2}", "", to):
             self.note(line, "in redirects only the host and the uri count")
-            return
+            return []
         what: dict[str, Json] = {"redirect": to}
         if "code" in options[2:-1] and (code := whole(options[options.index("code", 2) + 1])):
             what |= {"redirect_status": code} if code != 302 else {}
         for one in wanted:
             self._draft.route(one.host, one.path or "/", what, line.place)
+        return wanted
 
     # Who serves
 
@@ -552,6 +596,8 @@ class _Converter:
             pool.say("retry.attempts", count + 1)
         if (line := section.get("retry-on")) and not tcp:
             statuses = [int(word) for word in line.words if re.fullmatch("[45][0-9]{2}", word)]
+            if "all-retryable-errors" in line.words:
+                statuses = [500, 502, 503, 504]
             if statuses:
                 pool.say("retry.statuses", statuses)
 
@@ -559,11 +605,12 @@ class _Converter:
         line = section.get("cookie")
         if not line:
             return
-        if "rewrite" in line.words or "prefix" in line.words:
-            self.note(
-                line, "the proxy has a cookie of its own, it doesn't change the application's"
-            )
-        pool.say("sticky.cookie", line.word(1))
+        name_ = line.word(1)
+        if "insert" not in line.words:
+            name_ += "_target"
+            text = f"the application's cookie isn't changed: the proxy has one of its own, {name_}"
+            self.note(line, text)
+        pool.say("sticky.cookie", name_)
         if "secure" in line.words:
             pool.say("sticky.secure", True)
         for name, value in itertools.pairwise(line.words[2:]):
@@ -625,6 +672,8 @@ class _Converter:
         elif tcp:
             self.note(asks, "a tcp entry's targets are only connected to")
         else:
+            if asks.words[5:] or not re.fullmatch(r"HTTP/1\.[01]|", asks.word(4)):
+                self.note(asks, "checks have header fields of their own")
             path = asks.word(3) or (asks.word(2) if asks.word(2).startswith("/") else "")
             method = asks.word(2) if asks.word(3) else "OPTIONS"
             statuses: list[int] = []
@@ -632,6 +681,8 @@ class _Converter:
                 if line.word(1) == "send":
                     said_ = dict(itertools.pairwise(line.words[2:]))
                     path, method = said_.get("uri", path), said_.get("meth", method)
+                    if {"hdr", "body"} & said_.keys():
+                        self.note(line, "checks have header fields of their own, and no body")
                 elif line.word(1) == "expect" and not self._expect(line, pool, statuses):
                     self.note(line, "health.status is a list of statuses, health.body a text")
             if method != "GET":
@@ -692,9 +743,12 @@ class _Converter:
     ) -> None:
         template = line.name == "server-template"
         at = 3 if template else 2
-        said_ = _options([*defaults, *line.words[at + 1 :]])
+        said_ = _options([*defaults, *line.words[at + 1 :]], _WITH_VALUE)
         address = re.sub("^(ipv[46]|unix|abns)@", "", line.word(at))
         host, port = host_and_port(address)
+        if host.startswith("_"):
+            self.note(line, "SRV records aren't looked up: say a name and a port")
+            return
         if line.word(at).startswith(("/", "unix@", "abns@")) or not host:
             self.note(line, "targets are reached by TCP only: give it a host and a port")
             return
@@ -725,6 +779,8 @@ class _Converter:
                 if name := said_.get(option):
                     base = self._ca_base if key == "ca" else self._crt_base
                     pool.say(f"target_tls.{key}", os.path.join(base, name))
+        if said_.get("proto") == "h2":
+            self.note(line, "targets are asked by HTTP/1.1")
         if template and scheme != "https":
             scheme = "dns"
         checked.append("check" in said_)
@@ -767,7 +823,9 @@ class _Converter:
                 self._bind_tls(line, line.words[2:])
             for one in section.own("use_backend"):
                 wanted = self._condition(one, one.words[2:], known)
-                if wanted is None or not all(match.server_name for match in wanted):
+                if not wanted or any(
+                    not one_.server_name or one_.host or one_.path for one_ in wanted
+                ):
                     self.note(one, "connections go by the name in TLS only")
                     continue
                 for match in wanted:
@@ -776,7 +834,7 @@ class _Converter:
                     )
             if default := section.get("default_backend"):
                 self._entry(entry, default, default.word(1), section)
-            elif section.own("server"):
+            elif section.own("server") or section.own("server-template"):
                 self._entry(entry, line, section.name, section)
 
     def _entry(self, entry: dict[str, Json], line: Line, name: str, section: Section) -> None:
@@ -788,6 +846,9 @@ class _Converter:
         line = next(iter(section.own("stats")))
         pages = section.get("stats", "uri")
         login = section.get("stats", "auth")
+        for one in section.own("stats", "auth"):
+            if one is not login:
+                self.note(one, "one may log in: the last one")
         binds = list(self._binds(section))
         alone = not (section.own("server") or section.all("default_backend"))
         url = _ON_LOOPBACK
@@ -822,6 +883,19 @@ _HANDLED = {
     ),
     *("use_backend", "acl", "redirect", "retries", "retry-on", "maxconn", "hash-balance-factor"),
     *("stats", "disabled", "enabled"),
+}
+_OF_BACKENDS = _HANDLED - {"redirect", "stats"}
+_BIND_VALUES = {
+    *("alpn", "backlog", "ca-file", "ciphers", "ciphersuites", "crl-file", "crt", "crt-list"),
+    *("curves", "ecdhe", "gid", "group", "id", "interface", "level", "maxconn", "mode", "mss"),
+    *("name", "namespace", "nice", "npn", "process", "proto", "shards", "ssl-max-ver"),
+    *("ssl-min-ver", "tcp-ut", "thread", "tls-ticket-keys", "uid", "user", "verify"),
+}
+_BIND_OPTIONS = {
+    *("accept-proxy", "alpn", "backlog", "ca-file", "ciphers", "crt", "curves", "defer-accept"),
+    *("ecdhe", "id", "mss", "name", "nice", "no-sslv3", "no-tls-tickets", "no-tlsv10"),
+    *("no-tlsv11", "npn", "prefer-client-ciphers", "process", "shards", "ssl", "ssl-min-ver"),
+    *("tfo", "thread", "v4v6", "v6only", "verify"),
 }
 _WITH_VALUE = {
     *(
@@ -883,15 +957,21 @@ _SERVER_OPTIONS = {
     ),
     *("ssl-min-ver", "check-sni", "stick", "non-stick", "no-check", "no-backup", "no-ssl", "alpn"),
 }
-_OUR_FIELDS = {"x-forwarded-proto", "x-forwarded-for", "x-real-ip", "x-forwarded-host"}
+# Fields that say what pyproxy says anyway.
+_OUR_FIELDS = {
+    "x-forwarded-proto": ("%[ssl_fc,iif(https,http)]",),
+    "x-forwarded-for": ("%[src]", "%ci"),
+    "x-real-ip": ("%[src]", "%ci"),
+    "x-forwarded-host": ("%[hdr(host)]", "%[req.hdr(host)]"),
+}
 
 
-def _options(words: list[str]) -> dict[str, str]:
-    """Of a server: the value of each, "" where it has none; the last one counts."""
+def _options(words: list[str], with_value: Collection[str]) -> dict[str, str]:
+    """The value of each, "" where it has none; the last one counts."""
     found: dict[str, str] = {}
     rest = iter(words)
     for word in rest:
-        value = next(rest, "") if word in _WITH_VALUE else ""
+        value = next(rest, "") if word in with_value else ""
         if word.startswith("no-"):
             found.pop(word[3:], None)
         found[word] = value
@@ -915,32 +995,60 @@ def _chooses(section: Section) -> bool:
     )
 
 
-def _is_heeded(line: Line) -> bool:
+def _is_heeded(line: Line, section: Section) -> bool:
     """Whether something is made of it elsewhere, or it says what pyproxy says anyway."""
     what = (line.name, line.word(1))
     if what in (("http-request", "set-header"), ("http-request", "add-header")):
-        return line.word(2).lower() in _OUR_FIELDS
-    return what in (("http-request", "redirect"), ("http-check", "expect"), ("http-check", "send"))
+        name, value, *condition = [one.lower() for one in [*line.words[2:], "", ""]]
+        if name == "x-forwarded-proto" and value in ("http", "https"):
+            binds = section.own("bind")
+            always = {_secure(one) for one in binds} == {value == "https"}
+            return always or bool({"{ssl_fc}", "!{ssl_fc}"} & {"".join(condition[1:])})
+        return value in _OUR_FIELDS.get(name, ())
+    if what == ("http-request", "redirect"):
+        return section.kind in ("frontend", "listen")
+    if what == ("tcp-request", "content"):
+        return "ssl_hello_type" in str(line) and line.word(2) == "accept"
+    return what in (
+        *(("http-check", "expect"), ("http-check", "send"), ("tcp-request", "inspect-delay")),
+    )
 
 
 def _both(one: Matcher, other: Matcher) -> Matcher | None:
-    """What both match, if routes can say that."""
+    """What both match; None if nothing does."""
+    host = _narrower(one.host, other.host, _is_host_of)
+    path = _narrower(one.path, other.path, _is_path_of)
+    name = _narrower(one.server_name, other.server_name, _is_host_of)
+    return None if "" in (host, path, name) else Matcher(host, path, name)
 
-    pairs = zip(astuple(one), astuple(other), strict=True)
-    if any(first and second and first != second for first, second in pairs):
-        return None
-    return Matcher(
-        one.host or other.host, one.path or other.path, one.server_name or other.server_name
-    )
+
+def _narrower(one: str | None, other: str | None, within: Callable[[str, str], bool]) -> str | None:
+    """Of two patterns the one that is within the other; "" if none is."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one if within(one, other) else other if within(other, one) else ""
+
+
+def _is_host_of(one: str, pattern: str) -> bool:
+    return one == pattern or (pattern.startswith("*") and one.endswith(pattern[1:]))
+
+
+def _is_path_of(one: str, path: str) -> bool:
+    return f"{one.rstrip('/')}/".startswith(f"{path.rstrip('/')}/")
+
+
+def _below(ends: Sequence[str]) -> list[str]:
+    """The hosts of what a name ends with."""
+    found = [[f"*{one}"] if one.startswith(".") else [one, f"*.{one}"] for one in ends]
+    return [*itertools.chain(*found)]
 
 
 def _covers(one: Matcher, other: Matcher) -> bool:
     """Whether all that the other matches is matched by the one, which stands before it."""
-    path = (one.path or "/").rstrip("/") + "/"
     return one == Matcher() or (
         one.host == other.host
         and one.server_name == other.server_name
-        and ((other.path or "/").rstrip("/") + "/").startswith(path)
+        and _is_path_of(other.path or "/", one.path or "/")
     )
 
 

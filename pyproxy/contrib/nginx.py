@@ -4,7 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyproxy.contrib.converting import (
@@ -15,11 +15,12 @@ from pyproxy.contrib.converting import (
     Pool,
     address_of,
     host_and_port,
+    note_elsewhere,
     said,
     where,
     whole,
 )
-from pyproxy.readers import Json, is_loopback
+from pyproxy.readers import Json
 
 # What pyproxy does anyway, does in another way, or has no need of.
 _SILENT = re.compile(
@@ -29,7 +30,8 @@ _SILENT = re.compile(
     | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
     | keepalive(?!_timeout)\w* | large_client_header_buffers | lingering_\w+
     | load_module | log_\w+ | map_hash\w+ | master_process | merge_slashes
-    | multi_accept | open_file_cache\w* | output_buffers | pcre_jit | pid | port_in_redirect | postpone_output | preread_\w+
+    | multi_accept | open_file_cache\w* | output_buffers | pcre_jit | pid | port_in_redirect
+    | postpone_output | preread_\w+
     | proxy_(buffer\w* | busy_\w+ | headers_hash\w+ | http_version | max_temp_file_size
       | request_buffering | socket_keepalive | ssl_server_name | ssl_session_reuse | temp_\w+)
     | real_ip_recursive | reset_timedout_connection | resolver_timeout | root | sendfile\w*
@@ -305,7 +307,9 @@ class _Converter:
         sent = [one for one in servers if one.redirect and one.to_https and self._secure]
         serving = [one for one in servers if one not in sent]
         default = _default(serving)
-        self._elsewhere(serving)
+        note_elsewhere(
+            self._draft, [(one.place, [at.url for at in one.listens]) for one in serving]
+        )
         others = [one for one in serving if one is not default]
         wild = any(name.startswith("*") for one in others for name in one.names)
         redirecting = [one for one in serving if one.redirect]
@@ -335,18 +339,6 @@ class _Converter:
         for name, one in self._upstreams.items():
             if name not in self._used:
                 self._draft.note(one.place, f"upstream {name}: nothing is served by it")
-
-    def _elsewhere(self, serving: list[Server]) -> None:
-        """Notes who is served at addresses that aren't its own."""
-        at = [{_reach(one.url) for one in server.listens} for server in serving]
-        for server, own in zip(serving, at, strict=True):
-            if more := set().union(*at) - own:
-                told = ", ".join(f"port {port}" for _, port in sorted(more))
-                self._draft.note(
-                    server.place,
-                    f"it is served at {told} too, as routes are for all listening addresses: if "
-                    "nobody may come there, give it a proxy of its own",
-                )
 
     def _sent(self, server: Server, status: int, url: str, place: Place) -> None:
         """One whose clients are sent to https, by the listening address."""
@@ -444,7 +436,12 @@ class _Converter:
     def _server(self, block: Statement, http: Scope) -> Server:
         scope = Scope(block.block or [], http)
         self._for_all(scope)
-        listens = [found for one in scope.own("listen") if (found := self._address(one, scope))]
+        listens = []
+        for one in scope.own("listen"):
+            if found := self._address(one, scope):
+                listens.append(found)
+                if "ipv6only=off" in one.args:  # IPv4 too
+                    listens.append(replace(found, url=found.url.replace("[::]", "0.0.0.0")))
         if not scope.own("listen"):
             listens = [Address("http://0.0.0.0:80", block.place, False, False, False)]
         names = []
@@ -1158,12 +1155,6 @@ def _fallback(scope: Scope) -> str:
     """The named location for what is no file; "" if there is none."""
     tried = [one for one in scope.own("try_files") if one.args[-1].startswith("@")]
     return tried[-1].args[-1] if tried and not scope.own("proxy_pass") else ""
-
-
-def _reach(url: str) -> tuple[bool, str]:
-    """From where an address is reached, whatever its kind: this machine only or not, and a port."""
-    host, port = url.split("://")[1].rsplit(":", 1)
-    return is_loopback(host.strip("[]")), port
 
 
 def _asked(name: str) -> list[str]:
