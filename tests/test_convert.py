@@ -550,6 +550,7 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
         (location("limit_req zone=a;"), 2, "nothing limits who asks how often"),
         (location("deny 10.0.0.1;"), 2, "everybody may ask"),
         (location("auth_basic x;"), 2, "let the application do it"),
+        (location("") + "ssl_conf_command Ciphersuites A;", 3, "nothing like it"),
         (location("some_module on;"), 2, "pyproxy has nothing like it"),
         (location("add_header X-Frame-Options DENY;"), 2, "fields can't be added to answers"),
         (
@@ -644,6 +645,7 @@ CHECKED = {"interval": "2s", "timeout": "2s", "rise": 2, "fall": 3, "tcp": True}
         ("server a a:1 send-proxy-v2", {"send_proxy": 2}),
         ("server-template a 3 a.example:1", {"targets": ["dns://a.example:1"]}),
         ("server a a:1 disabled; server b b:1", {"targets": ["http://b:1"]}),
+        ("server a 2001:db8::1:80", {"targets": ["http://[2001:db8::1]:80"]}),
         ("balance leastconn; server a a:1", {"policy": "least_connections"}),
         ("balance source; server a a:1", {"policy": "ip_hash"}),
         ("balance static-rr; server a a:1 weight 2", {"policy": "weighted_round_robin"}),
@@ -933,6 +935,7 @@ def test_haproxy_lines_without_equivalent_are_told() -> None:
             "server a a:1 track b/c"
         )
     )
+    assert of_haproxy(f"global\n ssl-default-bind-ciphersuites A\n{backend('server a a:1')}").notes
     lines = dict(str(one).removeprefix("haproxy.cfg:").split(": ", 1) for one in found.notes)
     assert set(lines) == {"2", "6", "7", "8", "9"}
     assert lines["8"] == "wonder on: pyproxy has nothing like it"

@@ -290,7 +290,7 @@ class _Converter:
                     self._unknown(line)
 
     def _unknown(self, line: Line) -> None:
-        if _SILENT.fullmatch(line.name) or line.name.startswith("ssl-default-bind-"):
+        if _SILENT.fullmatch(line.name):
             return
         known = [name for name in _ADVICE if str(line).startswith(name)]
         self.note(line, _ADVICE[known[0]] if known else "pyproxy has nothing like it")
@@ -321,8 +321,7 @@ class _Converter:
             if odd := _options(line.words[2:], _BIND_VALUES).keys() - _BIND_OPTIONS:
                 self.note(line, f"nothing is like {', '.join(sorted(odd))}")
             for address in line.word(1).split(","):
-                text = re.sub("^ipv[46]@", "", address)
-                host, port = host_and_port(re.sub("^([^[]*:.*):", r"[\1]:", text))
+                host, port = _host_and_port(address)
                 if address.startswith(("/", "unix@", "abns@", "fd@", "quic")) or port is None:
                     self.note(line, f"{address or 'nothing'} can't be listened on: say host:port")
                 else:
@@ -744,8 +743,7 @@ class _Converter:
         template = line.name == "server-template"
         at = 3 if template else 2
         said_ = _options([*defaults, *line.words[at + 1 :]], _WITH_VALUE)
-        address = re.sub("^(ipv[46]|unix|abns)@", "", line.word(at))
-        host, port = host_and_port(address)
+        host, port = _host_and_port(line.word(at))
         if host.startswith("_"):
             self.note(line, "SRV records aren't looked up: say a name and a port")
             return
@@ -976,6 +974,12 @@ def _options(words: list[str], with_value: Collection[str]) -> dict[str, str]:
             found.pop(word[3:], None)
         found[word] = value
     return found
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    """What follows the last colon is the port, of IPv6 too, with or without brackets."""
+    address = re.sub("^(ipv[46]|unix|abns)@", "", text)
+    return host_and_port(re.sub("^([^[]*:.*):", r"[\1]:", address))
 
 
 def _secure(line: Line) -> bool:

@@ -36,7 +36,7 @@ _SILENT = re.compile(
       | request_buffering | socket_keepalive | ssl_server_name | ssl_session_reuse | temp_\w+)
     | real_ip_recursive | reset_timedout_connection | resolver_timeout | root | sendfile\w*
     | server_name_in_redirect | server_names_hash\w+ | server_tokens | state
-    | ssl_(buffer_size | conf_command | early_data | ecdh_curve | prefer_server_ciphers
+    | ssl_(buffer_size | early_data | ecdh_curve | prefer_server_ciphers
       | session_\w+)
     | tcp_no\w+ | thread_pool | timer_resolution | types\w* | use | user | variables_hash\w+
     | worker_(?!processes)\w+ | zone""",
