@@ -12,6 +12,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from pyproxy import Proxy
 from pyproxy.cli import main
-from pyproxy.contrib import haproxy
+from pyproxy.contrib import haproxy, nginx
 from pyproxy.contrib.convert import convert
 from pyproxy.contrib.converting import Converted, ConvertError
 from pyproxy.settings import load, parse
@@ -954,6 +955,21 @@ def test_haproxy_lines_without_equivalent_are_told() -> None:
 def test_broken_files_of_haproxy_are_refused(text: str, said: str) -> None:
     with pytest.raises(ConvertError, match=re.escape(said)):
         of_haproxy(text)
+
+
+# For who reads the converters
+
+
+@pytest.mark.parametrize("package", [haproxy, nginx])
+def test_directives_are_translated_where_the_package_says(package: ModuleType) -> None:
+    folder = Path(package.__file__ or "").parent
+    rows = re.findall(r"(?m)^(here|`(\w+)`) +(.*(?:\n {10}.*)*)", package.__doc__ or "")
+    assert {name for _, name, _ in rows} >= {"pools", "part", "words"}
+    for _, name, told in rows:
+        text = (folder / f"{name or '__init__'}.py").read_text()
+        for word in re.findall("`([^`]+)`", told):
+            missing = [part for part in word.split() if part not in text]
+            assert not missing, f"{name} has no {word}"
 
 
 # Whatever is in a file

@@ -1,0 +1,246 @@
+"""`location`: routes with a pool, a folder of files or a redirect."""
+
+import re
+from collections.abc import Sequence
+
+from pyproxy.contrib.converting import Draft, Place, said, where
+from pyproxy.contrib.nginx.part import Part
+from pyproxy.contrib.nginx.pools import Pools
+from pyproxy.contrib.nginx.reading import Scope, Statement, fallback, flat, seconds
+from pyproxy.contrib.nginx.servers import Server, Servers
+from pyproxy.contrib.nginx.words import ADVICE, EVERYWHERE, OF_LOCATIONS, OF_SERVERS
+from pyproxy.readers import Json
+
+ENDINGS = re.compile(r"\\\.(?:\((?:\?:)?([A-Za-z0-9_|?-]+)\)|([A-Za-z0-9_-]+))\$")
+PLAIN_REGEX = re.compile(r"\^(/(?:[A-Za-z0-9_/-]|\\[./-])*)(?:\.\*)?")
+
+
+class Locations(Part):
+    """``secure``: whether some address speaks TLS."""
+
+    def __init__(
+        self, draft: Draft, folder: str, servers: Servers, pools: Pools, secure: bool
+    ) -> None:
+        super().__init__(draft, folder)
+        self._servers = servers
+        self._pools = pools
+        self._secure = secure
+
+    def serve(self, server: Server, hosts: list[str | None], *, redirected: bool = False) -> None:
+        """``redirected``: without what is for all paths."""
+        scope = server.scope
+        self._others(scope, EVERYWHERE | OF_SERVERS)
+        for one in scope.own("return", "rewrite", "if"):
+            text = "only redirects can be said" if one.name == "return" else ADVICE[one.name]
+            self.note(one, text)
+        paths = []
+        locations = list(flat(scope))
+        regexes = [found for found in locations if found[0].args[:1] in (["~"], ["~*"])]
+        running = ("fastcgi_pass", "uwsgi_pass", "scgi_pass")
+        server.runs = next((one for one, inner in regexes if inner.own(*running)), None)
+        named = {one.args[0]: inner for one, inner in locations if one.args[0].startswith("@")}
+        wanted = [fallback(inner) for inner in [scope, *(inner for _, inner in locations)]]
+        for one, inner in locations:
+            if (one, inner) in regexes or (redirected and one.args == ["/"]):
+                continue
+            if one.args[0] in named:
+                if one.args[0] not in wanted:
+                    self.note(one, "nothing leads to a location with a name")
+                continue
+            path = self._path(one)
+            if other := named.get(fallback(inner)):
+                self._others(inner, EVERYWHERE | OF_LOCATIONS)
+                inner = other
+            if path and self._location(server, inner, hosts, path, one):
+                paths.append(path)
+        if "/" not in paths and (other := named.get(fallback(scope))):
+            at = scope.own("try_files")[-1]
+            if not self._wholly(locations) and self._location(server, other, hosts, "/", at):
+                paths.append("/")
+        if "/" in paths or redirected:
+            pass
+        elif (root := scope.get("root")) and not self._wholly(locations):
+            self._files(server, scope, hosts, "/", root.place)
+        elif None not in hosts:
+            self._draft.note(
+                server.place,
+                f"other paths of {', '.join(map(str, hosts))} are answered as for any other host",
+            )
+        for one, inner in regexes:
+            self._regex(server, inner, hosts, paths, one)
+
+    def _wholly(self, locations: list[tuple[Statement, Scope]]) -> bool:
+        """Whether some location is for all paths in its own way."""
+        return any(one.args[:1] == ["/"] for one, _ in locations)
+
+    def _path(self, one: Statement) -> str | None:
+        match one.args:
+            case [path] if path.startswith("/"):
+                return path
+            case ["^~", path]:
+                return path
+            case ["=", "/"]:
+                self.note(one, "a route is for all below its path: left out")
+            case ["=", path]:
+                return path
+            case [path] if path.startswith("="):
+                return path[1:]
+            case _:
+                self.note(one, "this is no path")
+        return None
+
+    def _regex(
+        self,
+        server: Server,
+        scope: Scope,
+        hosts: list[str | None],
+        paths: list[str],
+        one: Statement,
+    ) -> None:
+        pattern = one.args[1] if len(one.args) > 1 else ""
+        ends = _endings(pattern)
+        if server.runs and scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass"):
+            self._location(server, scope, hosts, "/", one)
+        elif self._closed(one, scope):
+            pass
+        elif ends and not scope.own("proxy_pass") and scope.get("root"):
+            self._others(scope, EVERYWHERE | OF_LOCATIONS)
+            self._files(server, scope, hosts, "/", one.place, ends)
+        elif ends and (passing := scope.own("proxy_pass")):
+            self._others(scope, EVERYWHERE | OF_LOCATIONS)
+            if pool := self._pools.by_http(passing[0], scope, "/"):
+                for host in hosts:
+                    self._draft.route(host, "/", pool, one.place, ends)
+        elif (match := PLAIN_REGEX.fullmatch(pattern)) and match[1] != "/":
+            self.note(one, "a route is for whole segments of a path")
+            path = match[1].replace("\\", "")
+            self._location(server, scope, hosts, path, one)
+        else:
+            self.note(
+                one, "regular expressions aren't known to routes: say a path for each that is meant"
+            )
+
+    def _closed(self, at: Statement, scope: Scope) -> bool:
+        """Whether no client gets anything there; notes that."""
+        closed = [
+            one for one in scope.own("deny") if one.args == ["all"] and not scope.own("allow")
+        ]
+        if not (closed or scope.own("internal")):
+            return False
+        self.note(
+            closed[0] if closed else at,
+            "nobody gets this there, and no route says so: it is answered as the paths around it "
+            "are; see that they have nothing to hide",
+        )
+        return True
+
+    def _location(
+        self, server: Server, scope: Scope, hosts: list[str | None], path: str, at: Statement
+    ) -> bool:
+        """Whether it is served, or sent elsewhere."""
+        if self._closed(at, scope):
+            return False
+        exact = at.name == "location" and at.args[0].startswith("=")
+        self._others(scope, EVERYWHERE | OF_LOCATIONS)
+        self._for_all(scope)
+        sent = None
+        for one in scope.own("return", "rewrite"):
+            if sent := sent or self._servers.redirect_of(server)(one):
+                break
+            if one.name == "return":
+                self.note(one, "only redirects can be said: let the application answer")
+            else:
+                self.note(one, ADVICE["rewrite"])
+        if sent and self._secure and server.leads_home(sent[1]):
+            self.note(at, "all paths of an address are sent to https, or none: served as it is")
+            return False
+        what: dict[str, Json] | None = None
+        if sent:
+            what = {"redirect": sent[1]} | ({"redirect_status": sent[0]} if sent[0] != 302 else {})
+        elif passing := scope.own("proxy_pass"):
+            if what := self._pools.by_http(passing[0], scope, path):
+                for one in scope.own("expires"):
+                    self.note(one, "it is for files only: let the application say how long")
+        elif other := scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass"):
+            what_ = " ".join(at.args) if at.args[0][:1] == "~" else path
+            self.note(other[0], f"so {where(hosts[0] if hosts else None, what_)} isn't served")
+        elif scope.own("return", "rewrite"):
+            pass
+        elif exact and scope.get("root") and not scope.own("alias"):
+            self.note(at, "routes are for folders: the file is answered by who serves the rest")
+        elif scope.own("alias") or scope.get("root"):
+            return self._files(server, scope, hosts, path, at.place, sure=at.args[0] == "^~")
+        elif not scope.own("stub_status", "status", "api", "memcached_pass"):
+            self.note(at, "nothing is said of who serves it: left out")
+        if what and exact:
+            self.note(at, "a route is for all below its path too")
+        for host in hosts if what else ():
+            self._draft.route(host, path, what or {}, at.place)
+        return bool(what)
+
+    def _files(
+        self,
+        server: Server,
+        scope: Scope,
+        hosts: list[str | None],
+        path: str,
+        place: Place,
+        ends: Sequence[str] = (),
+        *,
+        sure: bool = False,
+    ) -> bool:
+        """``sure``: no regular expression has a say in it. Whether they are served."""
+        if server.runs and not (ends or sure):
+            self._draft.note(
+                place,
+                f"the files of {path} aren't served: line {server.runs.place.line} runs some of "
+                "them, which everybody could read; give those that may be read a folder of their "
+                "own",
+            )
+            return False
+        if alias := scope.own("alias"):
+            folder = self._file(alias[-1].args[0])
+        else:
+            root = scope.get("root")
+            assert root
+            folder = self._file(root.args[0]).rstrip("/") + path.rstrip("/")
+        what: dict[str, Json] = {"files": folder or "/"}
+        index = scope.get("index")
+        if index and index.args and index.args[0] != "index.html":
+            what["index"] = index.args[0]
+        if index and len(index.args) > 1:
+            self.note(index, f"one file stands for its folder: {index.args[0]}")
+        if (life := self._expires(scope)) is not None:
+            what["expires"] = life
+        for host in hosts:
+            self._draft.route(host, path, what, place, ends)
+        return True
+
+    def _expires(self, scope: Scope) -> str | None:
+        one = scope.get("expires")
+        if one and one.args == ["max"]:
+            return "3650d"
+        if one and one.args != ["off"]:
+            life = seconds(one.args[0]) if len(one.args) == 1 else None
+            if (found := said(life or 0)) is None:
+                self.note(one, "files can be said to be good for some time only, as in 30d")
+            return found
+        for field in scope.all("add_header"):
+            match = re.search(r"max-age=([0-9]{1,12})", " ".join(field.args[1:]))
+            if field.args[0].lower() == "cache-control" and match:
+                return said(int(match[1]))
+        return None
+
+
+def _endings(pattern: str) -> list[str]:
+    """Of ``\\.(css|js)$``: .css and .js."""
+    match = ENDINGS.fullmatch(pattern.removeprefix("^.*").removeprefix("^.+").removeprefix(".*"))
+    found: list[str] = []
+    for one in (match[1] or match[2]).split("|") if match else []:
+        if one.count("?") > 1 or one.startswith("?") or not one:
+            return []
+        before, optional, after = one.partition("?")
+        found.append(f".{before}{after}".lower())
+        if optional:  # what stands before the mark may be missing
+            found.append(f".{before[:-1]}{after}".lower())
+    return list(dict.fromkeys(found))
