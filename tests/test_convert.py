@@ -287,13 +287,14 @@ def test_what_nobody_gets_there_becomes_no_route(tmp_path: Path, text: str) -> N
     assert [one for one in found.notes if one.place.line == 3]
 
 
-def test_files_that_are_run_there_can_t_be_read_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", ["fastcgi_pass unix:/run/php.sock;", "include missing.conf;"])
+def test_files_that_are_run_there_can_t_be_read_here(tmp_path: Path, runs: str) -> None:
     found = of_nginx(
         tmp_path,
         server(
             "root .; index index.php; location /api { proxy_pass http://u; }\n"
             "location / { try_files $uri $uri/ /index.php?$args; }\n"
-            "location ~ \\.php$ { fastcgi_pass unix:/run/php.sock; }\n"
+            f"location ~ \\.php$ {{ {runs} }}\n"
             "location ~ \\.css$ { expires 1h; }\n"
             "location ^~ /open { alias .; }"
         ),
@@ -330,6 +331,13 @@ def test_a_redirect_may_be_for_all_hosts_that_are_not_known(tmp_path: Path) -> N
     a, rest = found.settings["routes"]
     assert (a["host"], a["path"], "targets" in a) == ("a.b", "/", True)
     assert rest == {"path": "/", "redirect": "http://a.b{uri}", "redirect_status": 301}
+
+
+def test_a_server_that_returns_at_once_serves_none_of_its_locations(tmp_path: Path) -> None:
+    text = f"server {{ {REST} }}\nserver {{ server_name b; return 403; {REST} }}"
+    found = of_nginx(tmp_path, http(text))
+    assert "routes" not in found.settings
+    assert {one.place.line for one in found.notes} == {3}
 
 
 def test_who_gets_to_be_served_at_other_ports_is_told(tmp_path: Path) -> None:
@@ -542,6 +550,14 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
         ),
         (location("proxy_set_header X-A b;"), 2, "fields can't be set"),
         (location("limit_except GET { deny all; }"), 2, "for all methods"),
+        (
+            server(
+                "if ($scheme = http) { return 301 https://$host; }\n"
+                "location / { proxy_pass http://u; }"
+            ),
+            2,
+            "of the plain address",
+        ),
         (location("break;"), 2, "break: targets get the path as it came"),
         (
             location("client_max_body_size 1m;") + "server { client_max_body_size 0; }",
@@ -770,12 +786,10 @@ def test_frontends_lead_to_backends_by_host_and_path() -> None:
 
 
 def front(text: str) -> str:
-    """Lines from 4 on, of a frontend with one more backend."""
+    """From line 5 on, in a frontend."""
     lines = "\n".join(f" {one}" for one in text.split("; "))
-    return (
-        "backend b\n mode http\n server b b:1\n"
-        f"{lines}\nfrontend f\n mode http\n bind :80\n default_backend b\n"
-    ).replace(f"{lines}\nfrontend f", f"frontend f\n{lines}")
+    said = f"{lines}\n mode http\n bind :80\n default_backend b\n"
+    return f"backend b\n mode http\n server b b:1\nfrontend f\n{said}"
 
 
 @pytest.mark.parametrize(
@@ -859,6 +873,15 @@ def test_the_application_s_cookie_stays_its_own(text: str) -> None:
 )
 def test_addresses_are_said_in_more_ways_than_one(text: str, listen: str) -> None:
     assert of_haproxy(text).settings["listen"] == listen.split()
+
+
+def test_a_disabled_backend_serves_nobody() -> None:
+    found = of_haproxy(
+        front("use_backend x if { path /x }") + "backend x\n disabled\n server x x:1"
+    )
+    assert found.settings["targets"] == ["http://b:1"]
+    assert "routes" not in found.settings
+    assert [one.place.line for one in found.notes if "is disabled" in one.text] == [5]
 
 
 def test_a_frontend_that_listens_nowhere_is_left_out() -> None:

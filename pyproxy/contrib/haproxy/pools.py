@@ -32,6 +32,9 @@ class Pools(Part):
             self.note(line, f"there is no backend {name}")
             return None
         self._used.add(name)
+        if section.own("disabled"):
+            self.note(line, f"backend {name} is disabled: left out")
+            return None
         tcp = front.mode == "tcp"
         pool = Pool(self._draft, section.place)
         self._servers(section, pool, front, tcp)

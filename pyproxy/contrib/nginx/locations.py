@@ -12,6 +12,7 @@ from pyproxy.contrib.nginx.words import ADVICE, EVERYWHERE, OF_LOCATIONS, OF_SER
 from pyproxy.readers import Json
 
 ENDINGS = re.compile(r"\\\.(?:\((?:\?:)?([A-Za-z0-9_|?-]+)\)|([A-Za-z0-9_-]+))\$")
+PROGRAMS = {".php", ".php5", ".php7", ".phtml", ".cgi"}
 PLAIN_REGEX = re.compile(r"\^(/(?:[A-Za-z0-9_/-]|\\[./-])*)(?:\.\*)?")
 
 
@@ -32,12 +33,16 @@ class Locations(Part):
         self._others(scope, EVERYWHERE | OF_SERVERS)
         for one in scope.own("return", "rewrite", "if"):
             text = "only redirects can be said" if one.name == "return" else ADVICE[one.name]
+            if one.name == "if" and {"$scheme", "$https"} & set(one.args):
+                text = 'to send clients to https, say "redirect": "https" of the plain address'
             self.note(one, text)
+        if scope.own("return"):
+            self._draft.note(server.place, "all of it is answered by return: nothing is served")
+            return
         paths = []
         locations = list(flat(scope))
         regexes = [found for found in locations if found[0].args[:1] in (["~"], ["~*"])]
-        running = ("fastcgi_pass", "uwsgi_pass", "scgi_pass")
-        server.runs = next((one for one, inner in regexes if inner.own(*running)), None)
+        server.runs = next((one for one, inner in regexes if _runs(one, inner)), None)
         named = {one.args[0]: inner for one, inner in locations if one.args[0].startswith("@")}
         wanted = [fallback(inner) for inner in [scope, *(inner for _, inner in locations)]]
         for one, inner in locations:
@@ -99,7 +104,7 @@ class Locations(Part):
     ) -> None:
         pattern = one.args[1] if len(one.args) > 1 else ""
         ends = _endings(pattern)
-        if server.runs and scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass"):
+        if _runs(one, scope):
             self._location(server, scope, hosts, "/", one)
         elif self._closed(one, scope):
             pass
@@ -230,6 +235,13 @@ class Locations(Part):
             if field.args[0].lower() == "cache-control" and match:
                 return said(int(match[1]))
         return None
+
+
+def _runs(one: Statement, scope: Scope) -> bool:
+    """Whether files are run there; by their endings too, if an include that says so is missing."""
+    if scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass"):
+        return True
+    return bool(PROGRAMS & set(_endings(one.args[-1]))) and not scope.own("proxy_pass", "deny")
 
 
 def _endings(pattern: str) -> list[str]:
