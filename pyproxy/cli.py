@@ -304,6 +304,9 @@ def convert(file: Path, kind: str | None, output: str, force: bool) -> None:
         _write_settings(Path(output), text, force, 0o600 if secret else 0o666)
     for note in found.notes:
         click.echo(str(note), err=True)
+    for one in settings.parse(found.settings).certificate_files:
+        if not one.is_file():
+            click.echo(f"{one} isn't here: nothing starts without it", err=True)
     told = f"{len(found.notes)} notes" if len(found.notes) != 1 else "1 note"
     click.echo(f"{file} -> {output}: {told}", err=True)
 

@@ -238,7 +238,11 @@ def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None]
     "--users", default=10, show_default=True, type=click.IntRange(1, 100_000), help="At once."
 )
 @click.option("--spawn-rate", type=SECONDS, help="Users that begin a second. [default: all]")
-@click.option("--duration", default="10s", show_default=True, type=Duration(), help="Of a run.")
+@click.option(
+    "--duration",
+    type=Duration(),
+    help="Of a run. [default: 10s; with --kill 10s after the last of --at, --restore]",
+)
 @click.option("--pause", type=Duration(), help="Between two requests of a user. [default: none]")
 @click.option(
     "--locustfile",
@@ -355,6 +359,8 @@ def _plan(
             settings.parse(over, "command line")
     except SettingsError as error:
         raise BadSettings(error) from None
+    if said["duration"] is None:
+        said["duration"] = Plan.duration + max(said["at"] or 0.0, said["restore"] or 0.0)
     said = {name: value for name, value in said.items() if value is not None}
     credentials = (user, password) if password else None
     return Plan(url or "", counts, words, credentials=credentials, **said)
@@ -375,7 +381,7 @@ def _check_kills(counts: tuple[int, ...], said: dict[str, Any]) -> None:
     if max(said["kill"]) > min(counts):
         raise click.UsageError(f"--kill {max(said['kill'])}: there are {min(counts)} targets")
     for name, when in (("at", at), ("restore", restore)):
-        if when and when >= said["duration"]:
+        if when and said["duration"] and when >= said["duration"]:
             raise click.UsageError(f"--{name} is after the end: say a longer --duration")
     if restore and restore <= at:
         raise click.UsageError("--restore must be after --at: both are since the load began")

@@ -23,6 +23,7 @@ from pyproxy import Proxy
 from pyproxy.cli import main
 from pyproxy.lab.bench import BASE, Plan, Run, Thresholds, quantile, shown_time, table
 from pyproxy.lab.report import page
+from pyproxy.lab_commands import _plan, bench
 from tests.admin import admin_of
 from tests.programs import ROOT, Program, command, program
 from tests.support import DEADLINE, Message, RawTarget, answer, closed_port, eventually, replying
@@ -269,7 +270,10 @@ def test_what_is_not_installed_is_told_with_the_remedy(
         ("--compare 1,3 --kill 3 --at 1s", "--kill 3: there are 1 targets"),
         ("--targets 3 --kill 3", "--kill: say when, like --at 5s"),
         ("--targets 3 --at 1s", "--at, --restore: only with --kill"),
-        ("--targets 3 --kill 3 --at 10s", "--at is after the end: say a longer --duration"),
+        (
+            "--targets 3 --kill 3 --at 9s --duration 9s",
+            "--at is after the end: say a longer --duration",
+        ),
         ("--targets 3 --kill 3 --at 2s --restore 2s", "--restore must be after --at"),
         ("--compare 1,x", 'expected numbers from 1 on, like "1,3", not "1,x"'),
         ("--targets 3 --duration soon", "expected a duration above 0: seconds, or a text like"),
@@ -292,6 +296,19 @@ def test_a_wrong_word_is_refused(words: str, says: str, monkeypatch: pytest.Monk
     refused = CliRunner().invoke(main, ["bench", *split])
     assert refused.exit_code == 2
     assert says in " ".join(refused.output.split())
+
+
+def test_a_run_lasts_until_what_was_restored_could_show() -> None:
+    def lasts(words: str) -> float:
+        said = bench.make_context("bench", shlex.split(words)).params
+        for name in ("json_file", "html", "png", "max_failures", "p50", "p90", "p99", "min_rate"):
+            del said[name]
+        return _plan(**said).duration
+
+    assert lasts("--targets 5") == 10
+    assert lasts("--targets 5 --kill 3 --at 10s") == 20
+    assert lasts("--targets 5 --kill 3 --at 10s --restore 20s") == 30
+    assert lasts("--targets 5 --kill 3 --at 10s --restore 20s --duration 25s") == 25
 
 
 # The commands that are documented, for a shorter time

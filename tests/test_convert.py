@@ -1079,6 +1079,15 @@ def test_the_command_writes_settings_and_tells_the_rest(tmp_path: Path) -> None:
     assert load(tmp_path / "appsettings.json", {}).targets[0].url == "http://a:1"
 
 
+def test_a_certificate_that_is_not_here_is_told(tmp_path: Path) -> None:
+    text = f"events {{}} http {{ server {{ listen 443 ssl; {TLS} root /srv; }} }}"
+    (tmp_path / "nginx.conf").write_text(text)
+    (tmp_path / "k.pem").touch()
+    with contextlib.chdir(tmp_path):
+        done = CliRunner().invoke(main, ["convert", "nginx.conf"])
+    assert re.findall(r"(\w+)\.pem isn't here: nothing starts without it", done.stderr) == ["c"]
+
+
 def test_a_file_that_exists_is_written_over_only_by_force(tmp_path: Path) -> None:
     (tmp_path / "haproxy.cfg").write_text((FILES / "article.cfg").read_text())
     out = tmp_path / "settings.json"

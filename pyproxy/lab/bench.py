@@ -303,8 +303,9 @@ def progress(run: Run) -> str:
     if not run.seconds:
         return f"{run.title}: begins"
     last = run.seconds[-1]
+    users = "1 user" if last.users == 1 else f"{last.users} users"
     return (
-        f"{run.title}: {last.at:.0f} s, {last.users} users, {last.answered / last.length:,.1f}"
+        f"{run.title}: {last.at:.0f} s, {users}, {last.answered / last.length:,.1f}"
         f" requests/s, p50 {shown_time(last.quantile(0.5))}, p99 {shown_time(last.quantile(0.99))},"
         f" {sum(second.failures for second in run.seconds)} failed"
     )
