@@ -13,7 +13,8 @@ have made one request each, and then serves again beside them; memory is its res
     python benchmarks/compare.py --only small-16,idle --rounds 1 --seconds 1
 
 A Markdown report goes to stdout, progress to stderr, raw rounds to the file given by --json.
-The peer nginx has larger buffers than nginx's own defaults, which --peers nginx-default keeps.
+The peer nginx has larger buffers than nginx's own defaults, which --peers nginx-default keeps;
+pyproxy-unbound is pyproxy with cpu_affinity off.
 Needs Linux, wrk and nginx; HAProxy and Caddy are compared with if installed.  The exit status
 is 1 if a proxy had to be left out because it did not work, 2 if the run is not possible.
 pyproxy remembers how it read a head, and wrk repeats its request to the byte: in varied-16 every
@@ -75,6 +76,7 @@ PEERS = {  # and what tells their version
     "nginx-default": ["nginx", "-v"],
     "haproxy": ["haproxy", "-v"],
     "caddy": ["caddy", "version"],
+    "pyproxy-unbound": [sys.executable, "-m", "pyproxy", "--version"],
 }
 
 

@@ -177,6 +177,7 @@ def proxy_command(
             "limits": {"connections": connections},
             "timeouts": {"keep_alive": 600},
             "workers": workers,
+            "cpu_affinity": name != "pyproxy-unbound",
         }
         text = json.dumps(settings)
         start = [python, "-m", "pyproxy", "--config"]
