@@ -314,7 +314,7 @@ tell([*asyncio.run(main()), sum(asyncio.run(many()), [])])
 
 
 class Readers:
-    """Threads that read all the time."""
+    """Threads that read all the time, with a pause between that leaves the processor to others."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -326,7 +326,7 @@ class Readers:
 
     def _read(self) -> None:
         with requests.Session() as session:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.02):
                 asked = time.monotonic()
                 answer = session.get(f"{self.url}/notes", timeout=60)
                 port = answer.json()["from"] if answer.ok else 0

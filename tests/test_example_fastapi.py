@@ -31,16 +31,23 @@ def port_of(copy: Program) -> int:
     return int(copy.wait_for(r"running on http://127\.0\.0\.1:(\d+)")[1])
 
 
-@pytest.fixture
-def copies() -> Iterator[dict[int, Program]]:
-    """Three copies, by their ports."""
+@contextlib.contextmanager
+def started(count: int) -> Iterator[dict[int, Program]]:
+    """So many copies, by their ports."""
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(copy_on(0)) for _ in range(3)]
-        yield {port_of(one): one for one in started}
+        running = [stack.enter_context(copy_on(0)) for _ in range(count)]
+        yield {port_of(one): one for one in running}
 
 
-@pytest.fixture
-def proxy(copies: dict[int, Program]) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def copies() -> Iterator[dict[int, Program]]:
+    """Three copies, for tests that leave them alive."""
+    with started(3) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def proxied(copies: dict[int, Program]) -> Iterator[str]:
     """The URL of a proxy by the shipped file, but for the ports, and with quick probes."""
     over = {
         "PYPROXY_LISTEN": "0",
@@ -49,6 +56,12 @@ def proxy(copies: dict[int, Program]) -> Iterator[str]:
     }
     with program("--config", str(FOLDER / "appsettings.json"), env=over) as running:
         yield running.url
+
+
+@pytest.fixture
+def proxy(copies: dict[int, Program]) -> Iterator[str]:
+    with proxied(copies) as url:
+        yield url
 
 
 def ask_ten_times(url: str) -> list[str]:
@@ -90,10 +103,13 @@ def test_the_application_answers_as_it_would_without_the_proxy(
 
 
 def test_a_copy_is_killed_and_started_again_and_no_answer_fails(
-    copies: dict[int, Program], proxy: str
+    copies: dict[int, Program],
 ) -> None:
-    killed = list(copies)[1]
-    with requests.Session() as session:
+    with (
+        copy_on(0) as victim,
+        proxied({**copies, (killed := port_of(victim)): victim}) as proxy,
+        requests.Session() as session,
+    ):
         session.trust_env = False
 
         def answering_port() -> int:
@@ -102,22 +118,21 @@ def test_a_copy_is_killed_and_started_again_and_no_answer_fails(
             assert answer.json()["message"] == "necessary info"
             return int(answer.json()["port"])
 
-        assert {answering_port() for _ in range(6)} == set(copies)
-        copies[killed].kill()
-        assert {answering_port() for _ in range(12)} == set(copies) - {killed}
+        assert {answering_port() for _ in range(8)} == {*copies, killed}
+        victim.kill()
+        assert {answering_port() for _ in range(12)} == set(copies)
         with copy_on(killed):
             eventually(lambda: answering_port() == killed)
-            assert {answering_port() for _ in range(6)} == set(copies)
+            assert {answering_port() for _ in range(8)} == {*copies, killed}
 
 
-def test_all_copies_are_killed_and_the_client_reads_503(
-    copies: dict[int, Program], proxy: str
-) -> None:
-    for copy in copies.values():
-        copy.kill()
-    answer = get(proxy, "/getInfo")
-    assert (answer.status, answer.body) == (503, b"All servers is off")
-    assert ask_ten_times(proxy) == ["503 All servers is off"] * 10
+def test_all_copies_are_killed_and_the_client_reads_503() -> None:
+    with started(2) as mortal, proxied(mortal) as proxy:
+        for copy in mortal.values():
+            copy.kill()
+        answer = get(proxy, "/getInfo")
+        assert (answer.status, answer.body) == (503, b"All servers is off")
+        assert ask_ten_times(proxy) == ["503 All servers is off"] * 10
 
 
 def test_the_client_says_that_there_is_no_proxy() -> None:
