@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
-import requests
 
 from pyproxy import settings
 from pyproxy.control.find import find
@@ -22,6 +21,9 @@ from pyproxy.errors import ControlError, PyproxyError, SettingsError
 from pyproxy.readers import Json, Text, address, url_of
 from pyproxy.scaling_settings import Version
 from pyproxy.sections import Admin
+
+if TYPE_CHECKING:
+    from requests import RequestException
 
 COLOURS = {"live": "green", "evicted": "red", "draining": "yellow", "maintenance": "yellow"}
 
@@ -58,6 +60,8 @@ class Client:
     TIMEOUTS = (5, 60)  # seconds to connect; for an answer, as a reload takes its time
 
     def __init__(self, url: str, user: str, password: str | None) -> None:
+        import requests  # takes as long as all the rest, and a proxy that starts needs none of it
+
         self.url = url
         self._session = requests.Session()
         self._session.trust_env = False  # neither a proxy's address nor a password from elsewhere
@@ -66,6 +70,8 @@ class Client:
 
     def ask(self, method: str, path: str, **said: Any) -> Any:
         """What is answered, from JSON; None for nothing."""
+        import requests
+
         try:
             answer = self._session.request(
                 method, self.url + path, timeout=self.TIMEOUTS, allow_redirects=False, **said
@@ -108,7 +114,7 @@ class Client:
         self._session.close()
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: "RequestException") -> str:
     text = str(error).lower()
     known = ("connection refused", "timed out", "failed to resolve")
     return next((one for one in known if one in text), type(error).__name__)

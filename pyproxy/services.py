@@ -121,7 +121,6 @@ class Backing:
         hello = serialise(said.send_proxy, None) if said.send_proxy else b""
         self.recovery = RecoveryThread(
             self.pool,
-            # A context of its own: urllib3 changes the one it gets.
             check_as(health, _client_context(said), hello),
             said.sleeping,
             interval=health.interval,

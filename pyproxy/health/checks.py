@@ -1,14 +1,11 @@
 """Checks: what one look at a target is, over HTTP or by a bare connection."""
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any
-
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from urllib.parse import quote
 
 from pyproxy import net
 from pyproxy.balancing.target import Target
@@ -58,41 +55,31 @@ class HTTPCheck:
     ) -> None:
         self._health = health
         self._context = context
-        if context and context.verify_mode is ssl.CERT_NONE:
-            # That is said in the settings: no warning with each check.
-            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._hello = hello
+        self._path = quote(health.path, safe="!$%&'()*+,/:;=?@[]~")
 
     def __call__(self, target: Target) -> str:
         health = self._health
         deadline = time.monotonic() + health.timeout
-        with requests.Session() as session:
-            session.mount("http://", _Adapter(None, self._hello))
-            if self._context:
-                session.mount("https://", _Adapter(self._context, self._hello))
-                # urllib3 sets the context's mode by this.
-                session.verify = self._context.verify_mode is not ssl.CERT_NONE
-            session.trust_env = False  # a proxy of this machine is not asked about its targets
-            try:
-                # Streamed: most often the head tells enough, and a body may never end.
-                with session.get(
-                    target.url + health.path,
-                    timeout=health.timeout,
-                    stream=True,
-                    allow_redirects=False,
-                    headers={"User-Agent": "pyproxy-health", "Connection": "close"},
-                ) as response:
+        context = self._context if target.url.startswith("https:") else None
+        connection = _Connection(target, health.timeout, context, self._hello)
+        try:
+            with contextlib.closing(connection):
+                fields = {"User-Agent": "pyproxy-health", "Accept": "*/*", "Connection": "close"}
+                connection.request("GET", self._path, headers=fields)
+                with connection.getresponse() as response:
                     self._judge(response, deadline)
-                    return f"answered {response.status_code}"
-            except (requests.RequestException, ValueError) as error:  # the latter: of the name
-                raise CheckFailed(brief(error)) from None
+                    return f"answered {response.status}"
+        except (OSError, HTTPException, ValueError) as error:  # the latter: of the name
+            raise CheckFailed(brief(error)) from None
 
-    def _judge(self, response: requests.Response, deadline: float) -> None:
-        status, health = response.status_code, self._health
+    def _judge(self, response: HTTPResponse, deadline: float) -> None:
+        status, health = response.status, self._health
         if status not in health.status if health.status else status >= 500:
             raise CheckFailed(f"answered {status}")
         wanted, seen = health.body.encode(), b""
-        for piece in response.iter_content(4096) if wanted else ():
+        # Most often the head tells enough, and a body may never end.
+        while wanted and (piece := response.read1(4096)):
             seen += piece
             if wanted in seen:
                 return
@@ -102,47 +89,29 @@ class HTTPCheck:
             raise CheckFailed(f"answered {status} without {health.body!r}")
 
 
-class _Adapter(HTTPAdapter):
-    """Lets requests begin its connections as forwarded requests do theirs."""
+class _Connection(HTTPConnection):
+    """Begins as connections of forwarded requests do."""
 
-    def __init__(self, context: ssl.SSLContext | None, hello: bytes) -> None:
+    def __init__(
+        self, target: Target, timeout: float, context: ssl.SSLContext | None, hello: bytes
+    ) -> None:
+        super().__init__(target.host, target.port)
+        self.default_port = 443 if context else 80
+        self._limit = timeout
         self._context = context
         self._hello = hello
-        super().__init__()
 
-    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
-        if self._context:
-            keywords["ssl_context"] = self._context
-        super().init_poolmanager(*arguments, **keywords)
+    def connect(self) -> None:
+        self.sock = net.connect(self.host, self.port, self._limit)
+        self.sock.settimeout(self._limit)
         if self._hello:
-            self.poolmanager.pool_classes_by_scheme = _greeting(self._hello)
-
-    def cert_verify(self, *_: Any) -> None:
-        """The context says what is verified."""
-
-
-def _greeting(hello: bytes) -> dict[str, Any]:
-    """urllib3's pools, with connections that send ``hello`` before all else."""
-
-    class Greeting:
-        def _new_conn(self) -> Any:
-            sock = super()._new_conn()  # type: ignore[misc]
-            sock.sendall(hello)
-            return sock
-
-    pools: dict[str, Any] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
-    return {
-        scheme: type(
-            pool.__name__,
-            (pool,),
-            {"ConnectionCls": type("Connection", (Greeting, pool.ConnectionCls), {})},
-        )
-        for scheme, pool in pools.items()
-    }
+            self.sock.sendall(self._hello)
+        if self._context:
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
 
 
 def brief(error: Exception) -> str:
-    """The innermost reason, instead of requests' story of how it came."""
+    """The innermost reason, instead of a library's story of how it came."""
     while (cause := error.__context__ or error.__cause__) and isinstance(cause, Exception):
         error = cause
     return net.reason(error) if isinstance(error, OSError) else str(error)
