@@ -385,7 +385,8 @@ def test_continuations_without_end_end_the_connection(piece: bytes) -> None:
 def test_a_field_section_far_above_the_limit_ends_the_connection() -> None:
     with attacked() as (one, target):
         with contextlib.suppress(ConnectionError):
-            one.send(*large_headers(one, 1, head(("x", bytes(range(33, 127)) * 1500))))
+            fields = [(f"x-{at}", bytes(range(33, 127)) * 50) for at in range(30)]
+            one.send(*large_headers(one, 1, head(*fields)))
         assert one.end() == ENHANCE_YOUR_CALM
         assert target.requests == []
 
@@ -501,7 +502,7 @@ def test_a_huge_compression_table_is_not_used() -> None:
     ):
         one.send(SettingsFrame(0, {1: 2**32 - 1}))
         one._decoder.max_allowed_table_size = 2**32 - 1
-        for number in range(1, 61, 2):
+        for number in range(1, 25, 2):
             assert one.get(number).status == 200
         assert one._decoder.header_table_size <= 65536
 
