@@ -42,6 +42,11 @@ RUNS = {
         "compare.py --workers 2 --only small-16,small-64,small-256,close-16 --rounds 5 --seconds 2",
         "compare.py --workers 2 --only small-16,close-16 --rounds 1 --seconds 1",
     ),
+    "python": (
+        "compare.py --peers aiohttp,stdlib --only small-1,small-16,small-64,close-16,large-8"
+        " --rounds 5 --seconds 2",
+        "compare.py --peers aiohttp,stdlib --only small-16 --rounds 1 --seconds 1",
+    ),
     "affinity": (
         "compare.py --peers pyproxy-unbound,nginx --only small-1,small-16,small-64,close-16,large-8"
         " --rounds 5 --seconds 2",
@@ -90,7 +95,7 @@ def machine() -> dict[str, str]:
     }
     tools = {**PEERS, "wrk": ["wrk", "-v"], "h2load": ["h2load", "--version"]}
     tools["openssl"] = ["openssl", "version"]
-    del tools["nginx-default"], tools["pyproxy-unbound"]
+    del tools["nginx-default"], tools["pyproxy-unbound"], tools["stdlib"]
     for name, argv in tools.items():
         try:
             found[name] = version(argv)

@@ -14,8 +14,8 @@ have made one request each, and then serves again beside them; memory is its res
 
 A Markdown report goes to stdout, progress to stderr, raw rounds to the file given by --json.
 The peer nginx has larger buffers than nginx's own defaults, which --peers nginx-default keeps;
-pyproxy-unbound is pyproxy with cpu_affinity off.
-Needs Linux, wrk and nginx; HAProxy and Caddy are compared with if installed.  The exit status
+pyproxy-unbound is pyproxy with cpu_affinity off; aiohttp and stdlib are in python_proxies.py.
+Needs Linux, wrk and nginx; the others are compared with if installed.  The exit status
 is 1 if a proxy had to be left out because it did not work, 2 if the run is not possible.
 pyproxy remembers how it read a head, and wrk repeats its request to the byte: in varied-16 every
 request and every answer has an id of its own, as much real traffic has.
@@ -76,6 +76,8 @@ PEERS = {  # and what tells their version
     "nginx-default": ["nginx", "-v"],
     "haproxy": ["haproxy", "-v"],
     "caddy": ["caddy", "version"],
+    "aiohttp": [sys.executable, "-c", "import aiohttp; print(aiohttp.__version__)"],
+    "stdlib": [sys.executable, "-c", "import requests; print(requests.__version__)"],
     "pyproxy-unbound": [sys.executable, "-m", "pyproxy", "--version"],
 }
 
@@ -237,6 +239,13 @@ def version(argv: list[str]) -> str:
     return found[0] if found else "?"
 
 
+def installed(peer: str) -> bool:
+    program, *arguments = PEERS[peer]
+    if program == sys.executable:
+        return not subprocess.run([program, *arguments], capture_output=True).returncode
+    return bool(shutil.which(program))
+
+
 def raise_file_limit(wanted: int) -> int:
     """Allow this process, and so those it starts, the open files wanted or all that can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -273,7 +282,7 @@ def main() -> int:
     peers = [name for name in options.peers.split(",") if name]
     if unknown := set(peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
-    for name in [name for name in peers if not shutil.which(PEERS[name][0])]:
+    for name in [name for name in peers if not installed(name)]:
         say(f"{name} is not installed: skipped")
         peers.remove(name)
     files = raise_file_limit(2 * (options.idle + SPARE) + 1000)  # HAProxy wants two for each

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compare import PEERS, SPARE, TARGETS, Bench, measure, report, say, version
+from compare import PEERS, SPARE, TARGETS, Bench, installed, measure, report, say, version
 from contestants import (
     HOST,
     HUGE,
@@ -97,7 +97,7 @@ def main() -> int:
         if not shutil.which(tool):
             say(f"{tool} is needed")
             return 2
-    peers = [name for name in peers if shutil.which(PEERS[name][0])]
+    peers = [name for name in peers if installed(name)]
     contestants = ["pyproxy", *peers]
     names = contestants.copy()
     with tempfile.TemporaryDirectory() as temporary:

@@ -168,6 +168,9 @@ def proxy_command(
         text = CADDY.format(host=HOST, port=port, servers=" ".join(addresses))
         start = ["env", f"GOMAXPROCS={workers}", "caddy", "run"]
         start += ["--adapter", "caddyfile", "--config"]
+    elif name in ("aiohttp", "stdlib"):
+        program = str(Path(__file__).with_name("python_proxies.py"))
+        return [python, program, name, f"{HOST}:{port}", *addresses]
     else:
         settings = {
             "listen": f"http://{HOST}:{port}",

@@ -37,7 +37,7 @@ from statistics import median
 from typing import Any
 
 from bodies import transfer
-from compare import PEERS, SPARE, TARGETS, raise_file_limit, row, say
+from compare import PEERS, SPARE, TARGETS, installed, raise_file_limit, row, say
 from contestants import (
     HOST,
     TARGET,
@@ -504,7 +504,7 @@ def main() -> int:
             if not shutil.which(tool):
                 say(f"{tool} is needed: install the package {tool}, as in: apt install wrk nginx")
                 return 2
-    names = ["pyproxy", *(name for name in peers if shutil.which(PEERS[name][0]))]
+    names = ["pyproxy", *(name for name in peers if installed(name))]
     files = raise_file_limit(3 * max(*options.targets, *options.connections) + SPARE)
     sizes = {"targets": options.targets, "connections": options.connections}
     sizes["bodies"] = options.bodies

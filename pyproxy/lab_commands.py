@@ -137,7 +137,7 @@ COUNT = click.IntRange(1)
     help="Draw a .png, .svg or .pdf; needs the extra plots.",
 )
 def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
-    """Try policies on a fleet in simulated time: no sockets, a million requests in seconds.
+    """Try policies on a fleet in simulated time: a million requests in less than a minute.
 
     The pools and policies are those that serve; times are like 100ms, 10s, 5m; targets are counted
     from 1.
