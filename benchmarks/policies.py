@@ -34,7 +34,7 @@ from compare import TARGETS, row, say
 from contestants import Broken, free_ports, proxy_command, running, targets_command
 from load import Case, Proxy, Sample, wrk
 
-from pyproxy.balancing.hashes import ConsistentHash
+from pyproxy.balancing.hashes import ConsistentHash, RendezvousHash
 from pyproxy.balancing.policies import POLICIES
 from pyproxy.balancing.policy import Policy
 from pyproxy.balancing.pool import TargetPool
@@ -78,9 +78,15 @@ def nanoseconds(call: Callable[[Ask], object], asks: Sequence[Ask], repeats: int
     return best
 
 
-def picks(name: str, size: int, repeats: int) -> tuple[float, float]:
+class NewKeys(RendezvousHash):
+    """Remembers nothing: the clients come in turn."""
+
+    REMEMBERED = 1
+
+
+def picks(make: Callable[[], Policy], size: int, repeats: int) -> tuple[float, float]:
     """Nanoseconds that the policy takes, and the pool with it."""
-    pool = pool_of(POLICIES[name](), size)
+    pool = pool_of(make(), size)
     # Fewer of them where each takes long.
     asks = [Ask(f"10.0.{at >> 8}.{at & 255}", at) for at in range(CLIENTS if size < 1000 else 200)]
     now = 1000.0
@@ -105,9 +111,14 @@ def alone(names: list[str], repeats: int) -> Iterator[str]:
     titles += [f"pool, {size}" for size in sizes] + ["more than hash_ring, 5"]
     yield row("nanoseconds a request, at so many targets", *titles)
     yield row("---", *["---:"] * len(titles))
-    base = picks("hash_ring", 5, repeats)[1]
+    base = picks(POLICIES["hash_ring"], 5, repeats)[1]
+    kinds: dict[str, Callable[[], Policy]] = {}
     for name in names:
-        own, whole = zip(*(picks(name, size, repeats) for size in SIZES), strict=True)
+        kinds[name] = POLICIES[name]
+        if name == "rendezvous_hash":
+            kinds["rendezvous_hash, a new key each time"] = NewKeys
+    for name, make in kinds.items():
+        own, whole = zip(*(picks(make, size, repeats) for size in SIZES), strict=True)
         cells = [f"{each:,.0f}" for each in own] + [f"{own[-1] / own[0]:.1f}"]
         yield row(name, *cells, *(f"{each:,.0f}" for each in whole), f"{whole[0] - base:,.0f}")
 
