@@ -288,7 +288,7 @@ def changing(name: str, size: int, repeats: int) -> float:
 def policies(growth: Growth) -> None:
     for name in growth.policies:
         for size in growth.sizes["targets"]:
-            choose, pool = picks(name, size, growth.rounds)
+            choose, pool = picks(POLICIES[name], size, growth.rounds)
             change = changing(name, size, growth.rounds)
             growth.note("policies", name, size, choose_ns=choose, pool_ns=pool, change_us=change)
 
