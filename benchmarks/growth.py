@@ -1,6 +1,6 @@
 """Measure how pyproxy grows: with targets, connections, the size of bodies, and policies.
 
-    python benchmarks/growth.py                                     # all: half an hour
+    python benchmarks/growth.py                                     # all: a quarter of an hour
     python benchmarks/growth.py --only targets --rounds 1 --seconds 1 --targets 5,1000
 
     start        from the command to the first connection, and what the proxy then has, at rest
