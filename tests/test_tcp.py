@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -538,10 +539,9 @@ def server_tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTLS:
     return ServerTLS([(str(folder / "cert.pem"), str(folder / "key.pem"))])
 
 
-def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:
-    """Client with TLS, target without: much in both directions at once, and half-closes."""
+def secured(server_tls: ServerTLS) -> tuple[ssl.SSLSocket, TLSSocket]:
+    """A client's end and ours of a connection with TLS."""
     outside, inside = pair()
-    target, inner_target = pair()
     context = client_context(verify=False, ca=None, certificate=None, key=None)
     made: list[TLSSocket] = []
     shaking = threading.Thread(target=lambda: made.append(server_tls.accept(inside, DEADLINE)))
@@ -549,7 +549,42 @@ def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:
     client = context.wrap_socket(outside, server_hostname="localhost")
     shaking.join()
     client.settimeout(DEADLINE)
-    relay = Relay(made[0], inner_target, idle=DEADLINE, buffers=net.Buffers())
+    return client, made[0]
+
+
+@pytest.mark.parametrize("ends", ["TLS to plain", "plain to TLS", "TLS to TLS"])
+def test_a_relay_loses_nothing_before_a_slow_reader(server_tls: ServerTLS, ends: str) -> None:
+    """The sink takes little at a time, while the source has more both with TLS and in the
+    kernel."""
+    source, sink = ends.split(" to ")
+    sender, client = secured(server_tls) if source == "TLS" else pair()
+    reader, target = secured(server_tls) if sink == "TLS" else pair()
+    for small in (reader, target):
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    relay = Relay(client, target, idle=DEADLINE, buffers=net.Buffers())
+    running = threading.Thread(target=relay.run)
+    running.start()
+    data = os.urandom(3_000_000)
+    sending = threading.Thread(target=sender.sendall, args=(data,))
+    sending.start()
+    received = b""
+    reader.settimeout(DEADLINE)
+    while len(received) < len(data) and (some := reader.recv(7000)):
+        received += some
+    relay.break_off()
+    for thread in (running, sending):
+        thread.join(DEADLINE)
+    for one in (sender, client, reader, target):
+        one.close()
+    assert received == data
+
+
+def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:
+    """Client with TLS, target without: much in both directions at once, and half-closes."""
+    target, inner_target = pair()
+    client, inside = secured(server_tls)
+    relay = Relay(inside, inner_target, idle=DEADLINE, buffers=net.Buffers())
     done: list[Relayed] = []
     running = threading.Thread(target=lambda: done.append(relay.run()))
     running.start()
@@ -573,7 +608,7 @@ def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:
     client.close()
     running.join(DEADLINE)
     assert done[0][:2] == (len(data), len(data))
-    for one in (made[0], inner_target, far):
+    for one in (inside, inner_target, far):
         one.close()
 
 

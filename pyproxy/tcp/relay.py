@@ -341,7 +341,8 @@ class Relay:
             self._moved_at = time.monotonic()
             for source, event in events:
                 way = ways[source]
-                if event == POLLIN:
+                # Closed since poll looked: what TLS had in memory has filled the other side.
+                if event == POLLIN and way.open:
                     self._asked = way is up
                     if way.carry():
                         continue
