@@ -161,12 +161,13 @@ class Proxy:
         *,
         inheritance: Inheritance | None = None,
         memory: Memory | None = None,
-        processor: int | None = None,
+        worker: int | None = None,
         **keywords: Any,
     ) -> None:
         """``inheritance`` is what a program that was here before, or a supervisor, has left. One of
-        several processes has its ``memory`` to count in, and the number of its ``processor`` to
-        stay on (with ``cpu_affinity``); its supervisor has the admin API."""
+        several processes has its ``memory`` to count in, and its number as a ``worker``: with
+        ``cpu_affinity`` it stays on the processor of that number, and its turns begin there, so
+        that workers don't all ask the same target first. Its supervisor has the admin API."""
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
         left = inheritance or Inheritance()
@@ -175,14 +176,14 @@ class Proxy:
         self._memory = memory or self.ledger.open()
         self._counters = Counters(self._memory.map)
         self.secret = left.secret or secrets.token_bytes(32)
-        self._world = World(self.history, self._counters, self.secret)
+        self._world = World(self.history, self._counters, self.secret, worker or 0)
         self.sockets = left.sockets
         self.control = Control(self, left.journal, left.scaling)
         self._heir = bool(left.scaling)  # what it takes over is another's until it serves
         self._alone = memory is None  # not one of several processes
         self._admin = AdminPlace(self.control, self.sockets) if memory is None else None
         # Any, so that several proxies on one machine spread over it.
-        self._processor = random.getrandbits(16) if processor is None else processor
+        self._processor = random.getrandbits(16) if worker is None else worker
         self._connections = Connections(settings.limits.connections, self._counters)
         self._parts = Parts(settings, self._world)
         fleets.check(settings)

@@ -86,6 +86,7 @@ class World:
     history: History
     counters: Counters
     secret: bytes
+    first: int = 0  # the number of each pool's first request
 
 
 class Backing:
@@ -115,6 +116,7 @@ class Backing:
                 policy=said.policy.make(),
                 max_evicted=said.max_evicted,
                 queue_size=said.queue.size,
+                first=world.first,
             )
             self.pool.watch(functools.partial(world.history.note, name))
         health = said.health

@@ -63,7 +63,7 @@ class Worker:
                 secret=start["secret"],
             ),
             memory=Memory(files[0]),
-            processor=self._number,
+            worker=self._number,
         )
         proxy.start()
 

@@ -303,6 +303,34 @@ def test_workers_have_policies_that_are_no_plain_functions(folder: Path) -> None
             assert get(served.url).body == b"b"
 
 
+TELLS = """
+import os
+
+def turns(request, targets):
+    with open("turns", "a") as file:
+        print(os.getpid(), request.number, file=file)
+    return targets[request.number % len(targets)]
+"""
+
+
+def test_workers_begin_with_different_targets(folder: Path) -> None:
+    (folder / "tells.py").write_text(TELLS)
+    with letters("ab") as [a, b]:
+        said = Served(folder, targets=[a.url, b.url], workers=2, policy="tells:turns")
+        first: dict[str, str] = {}
+
+        def both_have_answered() -> bool:
+            assert get(served.url).status == 200
+            for line in reversed((folder / "turns").read_text().splitlines()):
+                process, number = line.split()
+                first[process] = number
+            return len(first) == 2
+
+        with said.running() as served:
+            eventually(both_have_answered)
+        assert sorted(first.values()) == ["0", "1"]
+
+
 def test_a_worker_that_awakes_while_all_stop_does_not_serve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -46,8 +46,10 @@ class TargetPool:
         policy: Policy | None = None,
         max_evicted: float | None = None,
         queue_size: int = 0,
+        first: int = 0,
     ) -> None:
-        """``max_evicted`` is a share of the targets; ``queue_size`` counts waiting requests."""
+        """``max_evicted`` is a share of the targets; ``queue_size`` counts waiting requests;
+        ``first`` is the number of the first one, and so whose turn it is."""
         self.targets: Targets = tuple(targets)
         self.live: Targets = ()
         self.policy = policy or HashRingPolicy()
@@ -59,7 +61,7 @@ class TargetPool:
         self._watchers: tuple[Watcher, ...] = ()
         # Protects everything here, all of each target but its address, and the policy.
         self._lock = threading.Lock()
-        self._counter = 0
+        self._counter = first
         self._now = 0.0  # of the last pick or change
         self._kept = set[Target]()  # by max_evicted, since the last change
         self._arrange()
