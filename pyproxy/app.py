@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pyproxy import tls
+from pyproxy import net, tls
 from pyproxy.balancing.counters import Counters, Totals
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.connections import Connections
@@ -296,7 +296,7 @@ class Proxy:
         opened = self.sockets.open(settings.all_places if self._admin else settings.places)
         starting = parts is self._parts
         before = {} if starting else self._parts.services
-        self._connections.limit = parts.settings.limits.connections
+        self._connections.limit = net.connection_limit(settings.limits.connections)
         for name, service in parts.services.items():
             if service is not before.get(name):
                 service.start()

@@ -47,6 +47,7 @@ _MEMORY_INFO = 55 if sys.platform.startswith("linux") else None
 _NO_MEMORY = bytes(4)
 
 _PIECE = 262144  # bytes
+_OTHER_FILES = 100  # open beside those of connections: sockets that listen, logs, checks, modules
 
 # For a poller.
 POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
@@ -88,6 +89,10 @@ def stay_on(processor: int) -> None:
 
 def exhausted(error: OSError) -> bool:
     return error.errno in _EXHAUSTED
+
+
+def out_of_files(error: OSError) -> bool:
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def reason(error: OSError) -> str:
@@ -316,20 +321,31 @@ class Buffers:
 
 
 def raise_file_limit(connections: int) -> None:
-    """A connection needs two descriptors, one on each side."""
+    """Lets this process have files open for so many clients, as far as the system allows it."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * connections + 100
+    needed = 2 * connections + _OTHER_FILES  # on each side one
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < needed:
         log.warning(
-            "limits.connections %d may need %d open files, and %d are allowed: raise `ulimit -n`,"
-            " or lower the limit",
+            "limits.connections: %d may need %d open files, and %d are allowed (`ulimit -n`):"
+            " no more than %d are served at once, others wait",
             connections,
             needed,
             most,
+            connection_limit(connections),
         )
+
+
+def connection_limit(wanted: int) -> int:
+    """How many clients can be served at once: ``wanted``, or as many as there may be files for."""
+    if resource is None:
+        return wanted
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(1, (files - _OTHER_FILES) // 2))

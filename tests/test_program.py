@@ -475,6 +475,34 @@ def test_more_connections_get_more_files(folder: Path, count: int) -> None:
                 assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == 2100
 
 
+def test_files_that_may_be_open_limit_the_connections(folder: Path) -> None:
+    """Of 200 files 50 clients get one, and one to a target; idle connections to others make room.
+    More clients wait."""
+    pytest.importorskip("resource")
+    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200));"
+    run = f"{limit} runpy.run_module('pyproxy', run_name='__main__')"
+    gate = Gate(b"x")
+    with contextlib.ExitStack() as stack:
+        targets = [stack.enter_context(RawTarget(gate)) for _ in range(3)]
+        routes = [{"path": f"/{at}", "targets": [one.url]} for at, one in enumerate(targets)]
+        Served(folder, routes=routes, limits={"connections": 1000}, log={"level": "info"})
+        served = stack.enter_context(command(sys.executable, "-c", run, cwd=folder))
+        served.wait_for("no more than 50 are served at once")
+        served.wait_for("admin: ")
+        wires = [stack.enter_context(client(served.url)) for _ in range(50)]
+        for at in range(3):
+            gate.open.clear()
+            for wire in wires:
+                wire.send(GET.replace(b"/", b"/%d" % at, 1))
+                gate.arrived.get(timeout=DEADLINE)
+            if at == 2:
+                wires.append(stack.enter_context(client(served.url)))
+                wires[-1].send(GET.replace(b"/", b"/2", 1))
+                served.wait_for("limits.connections reached: 50 are open")
+            gate.open.set()
+            assert {wire.read_message().status for wire in wires} == {200}
+
+
 def test_a_second_signal_ends_workers_at_once(folder: Path) -> None:
     gate = Gate(b"x")
     with (

@@ -81,8 +81,8 @@ def test_at_the_limit_idle_connections_are_ended_first_the_longest_idle_before()
         for wire in (first, second, third):
             wire.send(GET)
             assert wire.read_message().body == b"a"
-        # Who is still on the way back from its answer is not idle yet.
-        eventually(lambda: all(one.idle_since for one in proxy._connections._open))
+            # Who is still on the way back from its answer is not idle yet.
+            eventually(lambda: all(one.idle_since for one in proxy._connections._open))
         began = time.monotonic()
         with client(proxy.url) as fourth:
             fourth.send(GET)

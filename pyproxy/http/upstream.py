@@ -6,7 +6,9 @@ lie in a stack, so that the one used last, the least likely to be stale, is used
 
 import contextlib
 import ssl
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -34,6 +36,21 @@ _LONGEST_IDLE = 60.0  # seconds after which it is closed
 Watch = Callable[[], float]
 
 
+# Open files are the process's: who needs one takes it from those that are idle, anywhere.
+_all: weakref.WeakSet["Upstream"] = weakref.WeakSet()
+_counting = threading.Lock()
+
+
+def _make_room() -> bool:
+    """Closes an idle connection to whoever has most of them; False if nobody has any."""
+    with _counting:
+        everybody = list(_all)
+    while (richest := max(everybody, key=lambda one: one.idle)).idle:
+        if richest.close_one():
+            return True
+    return False
+
+
 class Upstream:
     """The connections to one target."""
 
@@ -57,6 +74,8 @@ class Upstream:
         # calls are whole in every thread (a lock would cost a tenth of a request's Python).
         self._idle: deque[TargetConnection] = deque()
         self._closed = not keep
+        with _counting:
+            _all.add(self)
 
     def take(self, careful: bool, hello: bytes = b"") -> "TargetConnection":
         """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
@@ -82,22 +101,41 @@ class Upstream:
     def connect(self, hello: bytes = b"") -> "TargetConnection":
         """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
         503 when it is this machine that has run out of something."""
+        while True:
+            try:
+                sock = self._open(hello)
+            except OSError as error:
+                if net.out_of_files(error) and _make_room():
+                    continue
+                if net.exhausted(error):
+                    raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
+                raise ConnectFailed(f"connect: {net.reason(error)}") from None
+            except UnicodeError:
+                raise ConnectFailed("connect: the name can't be looked up") from None
+            net.set_receive_timeout(sock, self.tick)
+            net.set_send_timeout(sock, self.timeouts.send)
+            return TargetConnection(sock, self)
+
+    def _open(self, hello: bytes) -> net.Socket:
         target = self.target
-        try:
-            sock: net.Socket = net.connect(target.host, target.port, self.timeouts.connect)
-            if hello:
-                sock.sendall(hello)
-            if self._context:
-                sock = tls.connect(sock, self._context, target.host, self.timeouts.connect)
-        except OSError as error:
-            if net.exhausted(error):
-                raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
-            raise ConnectFailed(f"connect: {net.reason(error)}") from None
-        except UnicodeError:
-            raise ConnectFailed("connect: the name can't be looked up") from None
-        net.set_receive_timeout(sock, self.tick)
-        net.set_send_timeout(sock, self.timeouts.send)
-        return TargetConnection(sock, self)
+        sock = net.connect(target.host, target.port, self.timeouts.connect)
+        if hello:
+            sock.sendall(hello)
+        if self._context:
+            return tls.connect(sock, self._context, target.host, self.timeouts.connect)
+        return sock
+
+    @property
+    def idle(self) -> int:
+        """Connections."""
+        return len(self._idle)
+
+    def close_one(self) -> bool:
+        """Closes the one idle for longest; False if there is none."""
+        with contextlib.suppress(IndexError):
+            self._idle.popleft().close()
+            return True
+        return False
 
     def give_back(self, connection: "TargetConnection") -> None:
         """Keeps a connection on which nothing is under way, and closes one idle for too long."""
@@ -122,9 +160,8 @@ class Upstream:
     def close_idle(self) -> None:
         """Closes those that are idle, and from now on each that is given back."""
         self._closed = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        while self.close_one():
+            pass
 
 
 class Upstreams(dict[Target, Upstream]):
