@@ -2,6 +2,7 @@
 repository, and a program that runs from the wheel alone."""
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -27,15 +28,20 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist, made of what is in the repository."""
-    pytest.importorskip("setuptools")
-    folder = tmp_path_factory.mktemp("packaging")
-    source, out = folder / "source", folder / "dist"
-    out.mkdir()
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what is in the repository."""
+    folder = tmp_path_factory.mktemp("source")
     for name in tracked():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist."""
+    pytest.importorskip("setuptools")
+    out = tmp_path_factory.mktemp("dist")
     script = "import sys; from setuptools import build_meta as b; b.build_{}(sys.argv[1])"
     for kind in ("sdist", "wheel"):
         subprocess.run(
@@ -84,6 +90,21 @@ def test_the_program_runs_from_the_wheel_alone(built: Path, tmp_path: Path) -> N
         check=True,
     )
     assert where.stdout.startswith(str(tmp_path))
+
+
+def test_pipx_runs_it_without_an_installation(source: Path, tmp_path: Path) -> None:
+    """As the README says."""
+    pytest.importorskip("pipx")
+    command = "pipx run --spec . pyproxy"
+    assert command in (ROOT / "README.md").read_text("utf-8")
+    told = subprocess.run(
+        [sys.executable, "-m", *command.split(), "--version"],
+        cwd=source,
+        env={**os.environ, "PIPX_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert __version__ in told.stdout, told.stderr
 
 
 def test_all_that_the_tests_need_is_pinned() -> None:
