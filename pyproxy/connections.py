@@ -19,13 +19,14 @@ _BREATH = 0.2
 # takes the processor from the one they wait for: so the interval grows with the connections.
 _CROWD = 512  # connections
 _LONGER = 0.005  # seconds for each crowd
+_TICK = 0.1  # seconds between looks for a place
 _GRACE = 1.0  # seconds in which a new connection's first request may come before it counts as idle
 
 
 class Server(Protocol):
     """A listening address, and how it tells its connections to come to an end."""
 
-    hurry: bool  # answer with `Connection: close`, don't wait for another request
+    hurry: bool  # some are to answer with `Connection: close`: ask whether this one ``makes_room``
     closing: bool  # the end has begun
     hasty: bool  # and nobody else will accept: what has sent nothing yet is ended at once
     over: bool  # and what is left is broken off
@@ -58,7 +59,8 @@ class Connection(Protocol):
 
 class Connections:
     """At ``limit``, a new connection waits (and all behind it in the kernel's backlog) until
-    another ends; idle kept-alive ones are ended first, the longest idle before the others."""
+    another ends: an idle kept-alive one, the longest idle before the others, or else whoever gets
+    its answer next."""
 
     def __init__(self, limit: int, counters: Counters) -> None:
         self.limit = limit
@@ -67,6 +69,7 @@ class Connections:
         self._servers: set[Server] = set()
         self._open: set[Connection] = set()
         self._waiting = 0
+        self._leaving: set[Connection] = set()  # they make room, soon
         self._crowds = 0
         # Protects all of the above, and what it tells the servers; notified when one ends.
         self._ended = threading.Condition()
@@ -85,8 +88,27 @@ class Connections:
             self._servers.discard(server)
 
     def _tell(self) -> None:
+        short = self._short > 0
         for server in self._servers:
-            server.hurry = self._waiting > 0 or server.closing
+            server.hurry = short or server.closing
+
+    @property
+    def _short(self) -> int:
+        """How many more are to leave, so that nobody waits."""
+        if not self._waiting:
+            return 0
+        return len(self._open) + self._waiting - self.limit - len(self._leaving)
+
+    def makes_room(self, connection: Connection) -> bool:
+        """Whether this one is to end after its answer, asked when its server is in a hurry."""
+        with self._ended:
+            if connection.server.closing:
+                return True
+            if self._short <= 0:
+                return False
+            self._leaving.add(connection)
+            self._tell()
+            return True
 
     def enter(self, connection: Connection) -> bool:
         """Counts a new connection in, when there is a place for it; False: close it instead."""
@@ -115,9 +137,11 @@ class Connections:
         self._waiting += 1
         self._tell()
         while len(self._open) >= self.limit and not server.over:
-            if not any(one.ended for one in self._open):
-                self._end_idle(self._open, 1)
-            self._ended.wait(0.1)  # some become idle without a notice
+            if (short := self._short) > 0:
+                self._end_idle(self._open, short)
+                self._tell()
+            if not self._ended.wait(_TICK):  # some become idle without a notice
+                self._leaving.clear()  # and some that leave take their time: others are asked
         self._waiting -= 1
         self._tell()
         return not server.over
@@ -125,6 +149,7 @@ class Connections:
     def leave(self, connection: Connection) -> None:
         with self._ended:
             self._open.discard(connection)
+            self._leaving.discard(connection)
             self._pace()
             self._ended.notify_all()
 
@@ -141,6 +166,7 @@ class Connections:
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True
+            self._leaving.add(one)
             net.shut(one.request, socket.SHUT_RD)
 
     def _of(self, server: Server) -> list[Connection]:

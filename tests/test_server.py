@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pyproxy import Proxy
+from pyproxy import Proxy, connections, net
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.server import ProxyServer
@@ -108,6 +108,25 @@ def test_a_busy_connection_makes_room_after_its_answer_when_others_wait() -> Non
             gate.open.set()
             assert first.read_message().body == b"x"
             assert second.read_message().body == b"x"
+
+
+def test_no_more_connections_make_room_than_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_TICK", DEADLINE)
+    gate = Gate()
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], limits={"connections": 4}) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(client(proxy.url)) for _ in range(5)]
+        for wire in wires:
+            wire.send(GET)
+        for _ in range(4):
+            gate.arrived.get(timeout=DEADLINE)
+        eventually(lambda: proxy._connections._waiting)
+        gate.open.set()
+        said = [wire.read_message().get("Connection") for wire in wires]
+        assert sorted(map(str, said)) == ["None", "None", "None", "None", "close"]
 
 
 def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None:
@@ -295,6 +314,7 @@ def test_many_connections_are_served_at_once() -> None:
 
 
 def test_with_hundreds_of_connections_threads_ask_for_the_interpreter_less_often() -> None:
+    net.raise_file_limit(1000)
     before = sys.getswitchinterval()
     with (
         letters("a") as [target],

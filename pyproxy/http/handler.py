@@ -69,6 +69,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.served = 0  # requests
         self.protocol: str | None = None  # that TLS has chosen
         self.ended = False  # the server has shut the receiving side while it was idle
+        self.hurried = False  # ends after its answer, though the client may have sent more already
         self.start = b""  # of the request that is read, for the access log
         # Of the request before: a client sends the same lines again.
         self._block = b""
@@ -165,7 +166,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         net.shut(self.request)
 
     def _end(self) -> None:
-        if self.server.hurry:
+        if self.server.closing or self.hurried or self.ended:
             self.unread = self.unread or net.readable(self.request)
         if not self.broken and (self.unread or self.buffer):
             self._linger()
@@ -413,12 +414,9 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Whether another request may follow the answer to this one."""
         if request.upload and not request.upload.reader.done:
             self.unread = True
-        return (
-            request.fields.keep_alive
-            and not self.unread
-            and not self.ended
-            and not self.server.hurry
-        )
+        if self.server.hurry and self.server.connections.makes_room(self):
+            self.hurried = True
+        return request.fields.keep_alive and not self.unread and not self.ended and not self.hurried
 
     def relay_interim(self, request: Request, head: ReplyHead) -> None:
         """Passes a 1xx on, but not to HTTP/1.0 (RFC 9110, 15.2)."""

@@ -198,7 +198,8 @@ class Http2Connection:
 
     def _goes_on(self) -> bool:
         with self.lock:
-            if self.server.hurry and (self.handler.served or self._streams):
+            hurry = self.server.hurry and (self.handler.served or self._streams)
+            if hurry and self.server.connections.makes_room(self.handler):
                 self._say_goodbye(_NO_ERROR, "")
             leaving = self._last is not None or self._frames.going
             return not self._over and not (leaving and not self._streams)
