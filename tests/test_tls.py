@@ -6,8 +6,9 @@ import os
 import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,59 @@ def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) ->
         pytest.raises((EOFError, ConnectionError, ValueError)),
     ):
         get(proxy.url)
+
+
+class InMemory:
+    """TLS as a server with its bytes in our hands: what is written goes out when it is told to."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = sock
+        self._incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self.outgoing, server_side=True)
+        self._until_done(self.tls.do_handshake)
+
+    def _until_done(self, call: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                done = call()
+                self.flush()
+                return done
+            except ssl.SSLWantReadError:
+                self.flush()
+                data = self._sock.recv(65536)
+                if not data:
+                    raise EOFError from None
+                self._incoming.write(data)
+
+    def read(self) -> bytes:
+        return bytes(self._until_done(lambda: self.tls.read(65536)))
+
+    def flush(self) -> None:
+        self._sock.sendall(self.outgoing.read())
+
+
+def test_a_head_in_several_records_that_come_at_once_is_read(local: tuple[str, str]) -> None:
+    """The rest of it is with TLS, where poll sees nothing, and the target then waits."""
+    context, ended = server_context(local), threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        memory = InMemory(wire.sock, context)
+        memory.read()
+        for part in (b"HTTP/1.1 200 OK\r\n", b"Content-Length: 1\r\n", b"\r\na"):
+            memory.tls.write(part)
+        memory.flush()
+        ended.wait(2 * DEADLINE)
+
+    with (
+        RawTarget(serve) as target,
+        Proxy(
+            targets=[secure(target)],
+            target_tls={"ca": local[0]},
+            timeouts={"read": 2 * DEADLINE},
+        ) as proxy,
+    ):
+        assert get(proxy.url).body == b"a"
+        ended.set()
 
 
 def test_checks_leave_unverified_targets_unverified(local: tuple[str, str]) -> None:

@@ -250,7 +250,7 @@ class TargetConnection:
             left = max(since, watch()) + upstream.timeouts.read - time.monotonic()
             if left <= 0:
                 raise ReplyTimeout(f"no answer within {upstream.timeouts.read:g} s")
-            if net.readable(self.sock, min(left, _TICK)):
+            if not self.clean or net.readable(self.sock, min(left, _TICK)):
                 return
 
     def receive_head(self, watch: Watch, data: bytes = b"") -> tuple[ReplyHead, bytes]:
@@ -289,7 +289,7 @@ class TargetConnection:
 
     @property
     def clean(self) -> bool:
-        """TLS holds nothing that nobody asked for (poll wouldn't see it)."""
+        """TLS holds nothing that has come (poll wouldn't see it)."""
         return not (isinstance(self.sock, tls.TLSSocket) and self.sock.buffered)
 
     def close(self) -> None:
