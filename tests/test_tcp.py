@@ -514,6 +514,22 @@ def test_without_a_free_pipe_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -
         sender.join()
 
 
+def test_urgent_data_keeps_nothing_back() -> None:
+    """It stops splice, which then sees no bytes behind it, or an end before its time."""
+    pipes = Pipes()
+    data = os.urandom(1_000_000)
+    with Relaying(pipes=pipes) as it:
+        got: list[bytes] = []
+        reading = threading.Thread(target=lambda: got.append(it.target.read_to_end()))
+        reading.start()
+        it.client.send(data)
+        it.client.sock.send(b"!", socket.MSG_OOB)
+        it.client.send(b"more")
+        it.client.sock.shutdown(socket.SHUT_WR)
+        reading.join(DEADLINE)
+        assert got == [data + b"more"]
+
+
 def test_a_relay_does_without_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net, "poller", net._SelectPoller)
     data = os.urandom(3_000_000)

@@ -195,12 +195,12 @@ class _Way:
 
     def _splice(self, pipe: Pipe) -> bool:
         """The same through a pipe."""
-        try:
+        size = 0
+        with contextlib.suppress(BlockingIOError):
             size = pipe.fill(self.source.fileno())
-        except BlockingIOError:
-            return True
-        if not size:
-            return self._end()
+        if not size:  # nothing, the end, or urgent data, which no pipe gets past: receiving tells
+            self.give_back()
+            return self.carry()
         self.moved += size
         try:
             pipe.empty(self.sink.fileno())
