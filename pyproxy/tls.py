@@ -54,7 +54,7 @@ class TLSSocket:
         self._closed = False
         self._ended_here = False  # the receiving side has been shut by us
         self._pending, self._read, self._write = self._tls.pending, self._tls.read, self._tls.write
-        self.unsent = b""  # encrypted, by ``send``
+        self.unsent = b""  # encrypted, and not taken by the kernel yet
 
     def handshake(self, seconds: float) -> None:
         """Within ``seconds`` in all; afterwards the socket's receive time-out is to be set anew.
@@ -148,7 +148,8 @@ class TLSSocket:
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
         """As much of ``data`` as TLS takes on a socket that doesn't wait; what the kernel doesn't
-        take of that is ``unsent``, and goes out with the next call. One thread sends like this."""
+        take of that is ``unsent``, and goes out with the next call. Raises ``BlockingIOError``
+        while something is ``unsent``. One thread sends like this."""
         with self._sending:
             self._send_rest()
             if self.unsent:
@@ -167,7 +168,7 @@ class TLSSocket:
     def _send_rest(self) -> None:
         with contextlib.suppress(BlockingIOError):
             if self.unsent:
-                self.unsent = self.unsent[self.plain.send(self.unsent) :]
+                self.unsent = self.unsent[self.plain.send(self.unsent, net.AT_ONCE) :]
 
     @property
     def buffered(self) -> bool:
@@ -177,27 +178,32 @@ class TLSSocket:
     def shutdown(self, how: int) -> None:
         """Tells the other side of the end too, where it ends the sending."""
         if how == socket.SHUT_WR:
-            self._say_goodbye()
+            self.say_goodbye()
         else:
             self._ended_here = True
         self.plain.shutdown(how)
 
-    def _say_goodbye(self) -> None:
-        """close_notify (RFC 8446, 6.1), if it can be said without waiting."""
+    def say_goodbye(self) -> None:
+        """close_notify (RFC 8446, 6.1), once, unless another thread sends. What of it can't go
+        without waiting is ``unsent``."""
         if self._closed or not self._sending.acquire(blocking=False):
             return
         self._closed = True
         try:
-            with contextlib.suppress(OSError, ValueError), self._lock:
-                self._tls.unwrap()
-            if data := self._outgoing.read():
-                with contextlib.suppress(OSError):
-                    self.plain.send(data, net.AT_ONCE)
+            with self._lock:
+                # OpenSSL would look at what has come, and find data there an error for good.
+                come = self._incoming.read()
+                with contextlib.suppress(OSError, ValueError):
+                    self._tls.unwrap()
+                self._incoming.write(come)
+                self.unsent += self._outgoing.read()
+            with contextlib.suppress(OSError):
+                self._send_rest()
         finally:
             self._sending.release()
 
     def close(self) -> None:
-        self._say_goodbye()
+        self.say_goodbye()
         self.plain.close()
 
     def fileno(self) -> int:

@@ -1,5 +1,6 @@
 """TCP mode over real sockets: what goes in comes out, and every end is passed on as it was."""
 
+import contextlib
 import os
 import socket
 import ssl
@@ -18,7 +19,15 @@ from pyproxy.settings import parse, plain
 from pyproxy.tcp.relay import Ending, Pipes, Relay, Relayed
 from pyproxy.tls import ServerTLS, TLSSocket, client_context
 from tests.programs import program
-from tests.support import DEADLINE, RawTarget, Wire, closed_port, eventually, get, letters
+from tests.support import (
+    DEADLINE,
+    RawTarget,
+    Wire,
+    closed_port,
+    eventually,
+    get,
+    letters,
+)
 
 Serve = Callable[[RawTarget, Wire], None]
 
@@ -594,6 +603,66 @@ def test_a_relay_loses_nothing_before_a_slow_reader(server_tls: ServerTLS, ends:
     for one in (sender, client, reader, target):
         one.close()
     assert received == data
+
+
+def test_an_end_in_one_direction_loses_nothing_of_the_other(server_tls: ServerTLS) -> None:
+    """The target says all while what the client has sent waits with TLS."""
+    client, inside = secured(server_tls)
+    far, target = pair()
+    for small in (far, target):
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    relay = Relay(inside, target, idle=DEADLINE, buffers=net.Buffers())
+    running = threading.Thread(target=relay.run)
+    running.start()
+    data = os.urandom(1_000_000)
+
+    def send() -> None:
+        for at in range(0, len(data), 4000):  # many records that come at once
+            client.sendall(data[at : at + 4000])
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    eventually(lambda: len(relay._up.pending) and inside._incoming.pending > 8000)
+    far.shutdown(socket.SHUT_WR)
+    eventually(lambda: relay._down.ended)
+    received = bytearray()
+    far.settimeout(DEADLINE)
+    with contextlib.suppress(ConnectionError):
+        while len(received) < len(data) and (some := far.recv(1 << 20)):
+            received += some
+    relay.break_off()
+    for thread in (running, sending):
+        thread.join(DEADLINE)
+    for one in (client, inside, far, target):
+        one.close()
+    assert received == data
+
+
+def test_the_end_is_said_in_tls_also_when_there_is_no_room_for_it(server_tls: ServerTLS) -> None:
+    client, inside = secured(server_tls)
+    client.suppress_ragged_eofs = False  # an end that TLS doesn't know of would raise
+    far, target = pair()
+    inside.settimeout(0)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += inside.send(bytes(1000))
+    relay = Relay(inside, target, idle=DEADLINE, buffers=net.Buffers())
+    running = threading.Thread(target=relay.run)
+    running.start()
+    far.shutdown(socket.SHUT_WR)
+    eventually(lambda: not relay._down.open)
+    received = 0
+    try:
+        while some := len(client.recv(65536)):
+            received += some
+    finally:
+        relay.break_off()
+        running.join(DEADLINE)
+        for one in (client, inside, far, target):
+            one.close()
+    assert received == filled
 
 
 def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:

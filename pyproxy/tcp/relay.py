@@ -137,7 +137,8 @@ class _Way:
         self.moved = len(first)
         self.pending = memoryview(first)  # received, and not taken by the sink yet
         self.open = True  # more may be received now
-        self.ended = False  # the source has said all, and the sink knows it
+        self.over = False  # the source has said all
+        self.ended = False  # and the sink knows it
         # Lent while much comes: a pipe, or a buffer where there is none.
         self.much = False
         self._buffer: memoryview | None = None
@@ -233,16 +234,25 @@ class _Way:
                 self._pipe.empty(self.sink.fileno())
             else:
                 self.pending = self.pending[self._send(self.pending) :]
-        self.open = not (self.blocked or self.ended)
-        if self.open and self._tls_source:
+        self.open = not (self.blocked or self.over)
+        if self.over:
+            self._tell_end()
+        elif self.open and self._tls_source:
             self.carry()
 
     def _end(self) -> bool:
-        """The source has said all, and the sink is told."""
+        """The source has said all, and the sink is told, now or once it has room for that."""
         self.open = False
-        self.ended = True
-        self.sink.shutdown(socket.SHUT_WR)
+        self.over = True
+        if self._tls_sink:
+            self._tls_sink.say_goodbye()
+        self._tell_end()
         return False
+
+    def _tell_end(self) -> None:
+        if not (self.ended or self.blocked):
+            self.ended = True
+            self.sink.shutdown(socket.SHUT_WR)
 
     def give_back(self) -> None:
         """What is lent. Nothing may be pending."""
