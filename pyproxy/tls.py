@@ -20,6 +20,7 @@ from pyproxy import net
 log = logging.getLogger(__name__)
 
 _RECEIVE = 32768  # bytes asked for at once: a whole record, and more
+_LINGER = (socket.SOL_SOCKET, socket.SO_LINGER)
 _LOOK_EVERY = 1.0  # seconds between looks whether a certificate's file has changed
 
 MIN_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -210,6 +211,8 @@ class TLSSocket:
         return self.plain.fileno()
 
     def setsockopt(self, *arguments: Any) -> None:
+        if arguments[:2] == _LINGER:  # ``net.reset_on_close``: a goodbye would deny the reset
+            self._closed = True
         self.plain.setsockopt(*arguments)
 
     def getsockopt(self, *arguments: Any) -> Any:

@@ -27,6 +27,7 @@ from tests.support import (
     eventually,
     get,
     letters,
+    reset,
 )
 
 Serve = Callable[[RawTarget, Wire], None]
@@ -663,6 +664,24 @@ def test_the_end_is_said_in_tls_also_when_there_is_no_room_for_it(server_tls: Se
         for one in (client, inside, far, target):
             one.close()
     assert received == filled
+
+
+def test_a_target_s_reset_is_no_end_that_tls_has_said(server_tls: ServerTLS) -> None:
+    """Or what it has truncated would look whole."""
+    client, inside = secured(server_tls)
+    client.suppress_ragged_eofs = False
+    far, target = pair()
+    relay = Relay(inside, target, idle=DEADLINE, buffers=net.Buffers())
+    running = threading.Thread(target=relay.run)
+    running.start()
+    far.sendall(b"half")
+    assert client.recv(4) == b"half"
+    reset(far)
+    running.join(DEADLINE)
+    for one in (inside, target):
+        one.close()
+    with client, pytest.raises(OSError):
+        client.recv(1)
 
 
 def test_a_relay_carries_tls_on_either_side(server_tls: ServerTLS) -> None:
