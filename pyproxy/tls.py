@@ -131,12 +131,15 @@ class TLSSocket:
         return True
 
     def _answer(self) -> None:
-        """What TLS itself has to say to what came, an update of keys for example."""
-        if self._outgoing.pending:
-            with self._sending:
+        """What TLS itself has to say to what came, an alert for example. It never waits: if another
+        thread sends, or the kernel has no room, it goes with what is sent next."""
+        if self._outgoing.pending and self._sending.acquire(blocking=False):
+            try:
                 with self._lock:
-                    data = self._outgoing.read()
-                self.plain.sendall(data)
+                    self.unsent += self._outgoing.read()
+                self._send_rest()
+            finally:
+                self._sending.release()
 
     def sendall(self, data: bytes | memoryview, flags: int = 0) -> None:
         with self._sending:
@@ -144,7 +147,7 @@ class TLSSocket:
                 # Memory takes all at once; a write of nothing would be an error.
                 if data:
                     self._write(data)
-                encrypted = self._outgoing.read()
+                encrypted, self.unsent = self.unsent + self._outgoing.read(), b""
             self.plain.sendall(encrypted, flags)
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
@@ -247,10 +250,13 @@ class Duplex:
                 return self._sock.send(data)
             except BlockingIOError:
                 return 0
-        if self._encrypted:
-            self._tls.flush()
-        else:
-            self._encrypted = self._tls.send(bytes(data[:_RECEIVE]))
+        try:
+            if self._encrypted:
+                self._tls.flush()
+            else:
+                self._encrypted = self._tls.send(bytes(data[:_RECEIVE]))
+        except BlockingIOError:
+            return 0
         if self._tls.unsent:
             return 0
         gone, self._encrypted = self._encrypted, 0
