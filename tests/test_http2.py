@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -16,8 +17,9 @@ import httpx
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame, WindowUpdateFrame
 
-from pyproxy import Proxy
+from pyproxy import Proxy, net
 from pyproxy.errors import SettingsError
+from pyproxy.http.handler import ProxyHandler
 from pyproxy.settings import parse
 from tests.http2_client import (
     CANCEL,
@@ -621,6 +623,26 @@ def test_a_drain_ends_idle_connections_at_once() -> None:
             proxy.stop()
             assert time.monotonic() - began < DEADLINE
             assert one.end() == NO_ERROR
+
+
+def test_a_request_that_came_just_before_an_idle_end_gets_all_of_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes windows that the client opens after the proxy has shut the receiving side."""
+    handlers: list[ProxyHandler] = []
+    setup = ProxyHandler.setup
+    monkeypatch.setattr(ProxyHandler, "setup", lambda one: (handlers.append(one), setup(one)))
+    gate = Gate(b"x" * 200_000)
+    with asked(gate) as (one, _):
+        one.ask()
+        gate.arrived.get(timeout=DEADLINE)
+        handlers[0].ended = True  # as ``Connections`` does, which has just seen it idle
+        net.shut(handlers[0].request, socket.SHUT_RD)
+        while one.goaway is None:
+            assert one.read()
+        gate.open.set()
+        assert one.answer().body == b"x" * 200_000
+        assert one.end() == NO_ERROR
 
 
 def test_a_client_at_the_limit_of_connections_gets_its_place() -> None:

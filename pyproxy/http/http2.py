@@ -60,6 +60,7 @@ _LARGEST_REMEMBERED = 2048  # bytes of values in a response head that is compres
 _NO_TABLE = b"\x20"  # a dynamic table of no bytes (RFC 7541, 6.3)
 _TICK = 0.5  # seconds between looks at the server's hurry while streams are under way
 _IDLE_THREAD = 10.0  # seconds for which a thread waits for another stream
+_LOOK = 0.05  # seconds between looks at what still comes where the receiving side is shut
 _LINGER = 2.0  # seconds in which a client may take the GOAWAY, and send what nobody reads
 
 
@@ -252,8 +253,9 @@ class Http2Connection:
         something has still come."""
         if self.handler.ended and not self._frames.going:
             self._say_goodbye(_NO_ERROR, "")
-            while self._streams and not self._over:
-                self._fewer.wait()
+            if self._streams and not self._over:
+                self._fewer.wait(_LOOK)  # they may need what still comes: windows, and bodies
+                return
         self._over = True
 
     def _take(self, data: bytes) -> None:
