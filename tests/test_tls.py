@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pyproxy import Proxy
 from pyproxy.errors import SettingsError
 from pyproxy.http.message import Peer
+from pyproxy.http.upload import Upload
 from pyproxy.lab.certificate import CertificateError, make_certificate
 from pyproxy.settings import parse
 from pyproxy.tcp.client_hello import Incomplete, server_name
@@ -306,6 +307,34 @@ def test_the_end_is_said_in_tls(local: tuple[str, str]) -> None:
     ):
         wire.send(close)
         assert wire.read_to_end().endswith(b"a"), "a missing close_notify would raise"
+
+
+def test_the_end_is_said_in_tls_while_an_upload_comes_to_its_own(
+    local: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that has sent the body to the target may end after the answer."""
+
+    def run(upload: Upload) -> None:
+        end(upload)
+        time.sleep(0.3)
+
+    end = Upload._run
+    monkeypatch.setattr(Upload, "_run", run)
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        target.requests.append(wire.read_message())
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+
+    with (
+        RawTarget(serve) as target,
+        Proxy(targets=[target.url], retry={"max_body": 10}, **over(local)) as proxy,
+        connect(proxy.url, trusting(local)) as wire,
+    ):
+        assert isinstance(wire.sock, ssl.SSLSocket)
+        wire.sock.suppress_ragged_eofs = False
+        wire.send(b"POST / HTTP/1.0\r\nContent-Length: 1000\r\n\r\n")
+        wire.send(bytes(1000))
+        assert wire.read_to_end().endswith(b"whole")
 
 
 def test_idle_tls_connections_are_ended_on_drain(local: tuple[str, str]) -> None:

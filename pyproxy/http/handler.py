@@ -171,7 +171,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         if not self.broken and (self.unread or self.buffer):
             self._linger()
         if self.upload and not self.upload.finish(0):
-            net.shut(self.request)
+            net.shut(self.request, socket.SHUT_RD)  # the other one would cut TLS off before its end
             self.upload.finish(_LINGER)
 
     def serve_request(self) -> None:
