@@ -631,7 +631,12 @@ def test_a_request_that_came_just_before_an_idle_end_gets_all_of_its_answer(
     """It takes windows that the client opens after the proxy has shut the receiving side."""
     handlers: list[ProxyHandler] = []
     setup = ProxyHandler.setup
-    monkeypatch.setattr(ProxyHandler, "setup", lambda one: (handlers.append(one), setup(one)))
+
+    def noted(handler: ProxyHandler) -> None:
+        handlers.append(handler)
+        setup(handler)
+
+    monkeypatch.setattr(ProxyHandler, "setup", noted)
     gate = Gate(b"x" * 200_000)
     with asked(gate) as (one, _):
         one.ask()

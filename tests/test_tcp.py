@@ -642,7 +642,7 @@ def test_an_end_in_one_direction_loses_nothing_of_the_other(server_tls: ServerTL
 
 def test_the_end_is_said_in_tls_also_when_there_is_no_room_for_it(server_tls: ServerTLS) -> None:
     client, inside = secured(server_tls)
-    client.suppress_ragged_eofs = False  # an end that TLS doesn't know of would raise
+    client.suppress_ragged_eofs = False  # type: ignore[attr-defined]
     far, target = pair()
     inside.settimeout(0)
     filled = 0
@@ -669,7 +669,7 @@ def test_the_end_is_said_in_tls_also_when_there_is_no_room_for_it(server_tls: Se
 def test_a_target_s_reset_is_no_end_that_tls_has_said(server_tls: ServerTLS) -> None:
     """Or what it has truncated would look whole."""
     client, inside = secured(server_tls)
-    client.suppress_ragged_eofs = False
+    client.suppress_ragged_eofs = False  # type: ignore[attr-defined]
     far, target = pair()
     relay = Relay(inside, target, idle=DEADLINE, buffers=net.Buffers())
     running = threading.Thread(target=relay.run)

@@ -331,7 +331,7 @@ def test_the_end_is_said_in_tls_while_an_upload_comes_to_its_own(
         connect(proxy.url, trusting(local)) as wire,
     ):
         assert isinstance(wire.sock, ssl.SSLSocket)
-        wire.sock.suppress_ragged_eofs = False
+        wire.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         wire.send(b"POST / HTTP/1.0\r\nContent-Length: 1000\r\n\r\n")
         wire.send(bytes(1000))
         assert wire.read_to_end().endswith(b"whole")
