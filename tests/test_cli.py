@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -614,3 +615,19 @@ def test_a_program_that_says_nothing_more_fails_a_test_soon() -> None:
         with pytest.raises(AssertionError, match=f"version {re.escape(__version__)}"):
             ended.wait_for("never")
         assert time.monotonic() - began < DEADLINE
+
+
+def test_an_interrupt_while_the_program_is_imported_is_no_traceback() -> None:
+    text = """
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "pyproxy.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("pyproxy", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")
