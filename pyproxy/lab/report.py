@@ -300,7 +300,7 @@ def _tick(ms: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def _unbroken(run: Run, values: Sequence[float]) -> Iterator[list[tuple[float, float]]]:
