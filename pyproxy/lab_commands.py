@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -303,6 +304,8 @@ def bench(
         for file in (html, png, None if json_file in (None, "-") else Path(str(json_file))):
             if file and not file.absolute().parent.is_dir():
                 raise click.UsageError(f"{file}: there is no folder {file.absolute().parent}")
+            if file and file.is_dir():
+                raise click.UsageError(f"{file} is a folder: say a file in it")
         going = Bench(plan, signals)
         told = {"command": shlex.join(["python", "-m", "pyproxy", *sys.argv[1:]])}
         told.update(circumstances())
@@ -330,7 +333,7 @@ def _plan(
         raise click.UsageError("say one of URL, --targets N, --compare N,N")
     if url and url.isdigit():
         url = f"http://localhost:{url}/"
-    if url and not re.match(r"https?://[^/?#\s]", url):
+    if url and not _is_url(url):
         raise click.UsageError(f'expected a URL like "http://localhost:8000/", not "{url}"')
     own = ("command", "delay", "at_once", "policy", "config", "path", "kill")
     given = {**said, "command": command}
@@ -338,6 +341,11 @@ def _plan(
         raise click.UsageError(f"{_options(wrong)} only with --targets or --compare")
     if said["admin"] and not url:
         raise click.UsageError("--admin only with URL: the proxy that is started here has its own")
+    if said["admin"] and not _is_url(said["admin"]):
+        told = f'--admin: expected a URL like "http://127.0.0.1:8404", not "{said["admin"]}"'
+        raise click.UsageError(told)
+    if said["path"] and not re.fullmatch(r"/\S*", said["path"]):
+        raise click.UsageError(f'--path: expected one like "/search?q=a", not "{said["path"]}"')
     if command and (said["delay"] or said["at_once"]):
         raise click.UsageError("--delay, --at-once: not with --command")
     if said["at_once"] and not said["delay"]:
@@ -366,6 +374,14 @@ def _plan(
     return Plan(url or "", counts, words, credentials=credentials, **said)
 
 
+def _is_url(text: str) -> bool:
+    try:
+        found = urlsplit(text)
+        return not re.search(r"\s", text) and found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:  # no such port
+        return False
+
+
 def _options(names: list[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
@@ -378,6 +394,8 @@ def _check_kills(counts: tuple[int, ...], said: dict[str, Any]) -> None:
         return
     if at is None:
         raise click.UsageError("--kill: say when, like --at 5s")
+    if len({*said["kill"]}) < len(said["kill"]):
+        raise click.UsageError("--kill: each target once")
     if max(said["kill"]) > min(counts):
         raise click.UsageError(f"--kill {max(said['kill'])}: there are {min(counts)} targets")
     for name, when in (("at", at), ("restore", restore)):
@@ -414,6 +432,8 @@ def _report(
         click.echo("stopped before anything was measured", err=True)
         sys.exit(130)
     broken = [one for run in runs for one in thresholds.broken(run)]
+    if json_file != "-":  # first: the files may not be to be had
+        click.echo("\n".join(table(runs)))
     try:
         if json_file:
             text = json.dumps({**as_json(runs, told), "broken": broken}, indent=1)
@@ -426,9 +446,8 @@ def _report(
         if png:
             draw(runs, png)
     except OSError as error:
-        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
-    if json_file != "-":
-        click.echo("\n".join(table(runs)))
+        what = f"{error.filename}: " if error.filename else "a report can't be written: "
+        raise click.ClickException(f"{what}{error.strerror}") from None
     for one in broken:
         click.echo(f"threshold broken: {one}", err=True)
     if going.stopped:

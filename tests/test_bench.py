@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import queue
 import re
 import shlex
 import signal
@@ -17,13 +18,14 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from click import ClickException
 from click.testing import CliRunner
 
 from pyproxy import Proxy
 from pyproxy.cli import main
-from pyproxy.lab.bench import BASE, Plan, Run, Thresholds, quantile, shown_time, table
+from pyproxy.lab.bench import BASE, Bench, Plan, Run, Thresholds, quantile, shown_time, table
 from pyproxy.lab.report import page
-from pyproxy.lab_commands import _plan, bench
+from pyproxy.lab_commands import _plan, _report, bench
 from tests.admin import admin_of
 from tests.programs import ROOT, Program, command, program
 from tests.support import DEADLINE, Message, RawTarget, answer, closed_port, eventually, replying
@@ -269,6 +271,13 @@ def test_what_is_not_installed_is_told_with_the_remedy(
         ("--targets 3 --kill 4 --at 1s", "--kill 4: there are 3 targets"),
         ("--compare 1,3 --kill 3 --at 1s", "--kill 3: there are 1 targets"),
         ("--targets 3 --kill 3", "--kill: say when, like --at 5s"),
+        ("--targets 3 --kill 2,2 --at 1s", "--kill: each target once"),
+        ("http://localhost:99999", 'not "http://localhost:99999"'),
+        ("'http://local host/'", 'not "http://local host/"'),
+        ("8000 --admin localhost:8404", '--admin: expected a URL like "http://127.0.0.1:8404"'),
+        ("--targets 3 --path search", '--path: expected one like "/search?q=a", not "search"'),
+        ("--targets 3 --path '/a b'", 'not "/a b"'),
+        ("8000 --json tests", "tests is a folder"),
         ("--targets 3 --at 1s", "--at, --restore: only with --kill"),
         (
             "--targets 3 --kill 3 --at 9s --duration 9s",
@@ -438,6 +447,22 @@ def test_thresholds_tell_which_of_them_is_broken() -> None:
     ]
     failed = measured(second(1.0, {}, failed={"GET /": 5}))
     assert len(Thresholds(p50=10.0).broken(failed)) == 2, "nothing succeeded, so nothing in time"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_figures_are_told_also_where_a_report_can_not_be_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    going = Bench(Plan(targets=(1,)), queue.SimpleQueue())
+    going.runs.append(measured(second(1.0, {"GET /": {300: 10}})))
+    with pytest.raises(ClickException, match="a report can't be written: No space left"):
+        _report(going, Thresholds(), {"command": "bench"}, "/dev/full", None, None)
+    assert "requests/s           10.00" in capsys.readouterr().out
+
+
+def test_the_scale_of_a_plot_says_what_it_is() -> None:
+    found = measured(second(1.0, {"GET /": {300: 150}}))
+    assert {"0", "37.5", "75", "112.5", "150"} <= {*Page(page([found], {}, [])).text}
 
 
 def test_a_report_shows_what_others_have_named_as_text() -> None:

@@ -655,7 +655,8 @@ class Stage:
         """When, as ``time.time()``."""
         target = self.targets[number - 1]
         at = time.time()
-        os.killpg(int(target.instance.handle), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(int(target.instance.handle), signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE
         while not self._launcher.ended(target.instance):
             if time.monotonic() > deadline:
