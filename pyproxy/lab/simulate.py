@@ -108,6 +108,10 @@ def plan(said: Said) -> Plan:
     for option in ("load", "rate", "zipf", "faster"):
         if not math.isfinite(getattr(said, option) or 0.0):
             raise SettingsError([f"--{option}: expected a number"])
+    if said.faster != 1 and not said.log:
+        raise SettingsError(["--faster: only with --log; --load or --rate say how many come else"])
+    if said.proxies == 1 and (said.in_step or said.share):
+        raise SettingsError(["--in-step, --share: only with --proxies above 1"])
     speeds = _each(said, "speed", number(0, 1e9, above=True))
     coming = _logged(said, said.log) if said.log else _drawn(said, speeds)
     scenario = Scenario(
@@ -291,9 +295,18 @@ def _policies(said: Iterable[str]) -> Iterator[tuple[str, PolicyChoice]]:
         if "{" in text.lstrip()[1:] and not text.lstrip().startswith("{"):
             raise SettingsError([f"--policy: {text}: an object needs a --policy of its own"])
         for one in [text] if text.lstrip().startswith("{") else text.split(","):
-            choice = _read("--policy", lambda text: policy(Text(text)), one.strip())
+            choice = _read("--policy", _policy, one.strip())
             options = " ".join(f"{key}={value}" for key, value in choice.options)
             yield f"{choice.name} {options}".strip(), choice
+
+
+def _policy(text: str) -> PolicyChoice:
+    if text.startswith("{"):
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"this is no JSON object: {error}") from None
+    return policy(Text(text))
 
 
 COLUMNS = (
