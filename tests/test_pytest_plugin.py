@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from pyproxy.balancing.target import State
 from pyproxy.errors import ListenError, PyproxyError, SettingsError
 from pyproxy.lab import balancer
 from pyproxy.lab.applications import Request, read_answer
@@ -144,7 +145,33 @@ def test_answers_are_what_they_seem(
     assert found.headers.get("Content-Type") == kind
 
 
-@pytest.mark.parametrize("answer", [None, 1.5, (200,), ("no", "status"), (200, None)])
+def test_a_header_may_come_twice() -> None:
+    cookies = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
+    with LoadBalancer([lambda request: (200, "x", cookies)]) as lb:
+        assert requests.get(lb.url).cookies.get_dict() == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (0, b"expected a status from 200 to 599, got '0 '"),
+        (100, b"expected a status from 200 to 599"),
+        ((99999, "x"), b"expected a status from 200 to 599"),
+        ((200, "x", {"A\r\nB": "c"}), b"this can't be a header: 'A"),
+        ((200, "x", {"A": "b\r\nC: d"}), b"this can't be a header: 'A'"),
+        ((200, "x", {"Transfer-Encoding": "chunked"}), b"leave it out"),
+    ],
+)
+def test_an_answer_that_no_server_could_send_is_told_and_evicts_nobody(
+    answer: Any, said: bytes
+) -> None:
+    with LoadBalancer([lambda request: answer]) as lb:
+        found = get(lb.url)
+        assert (found.status, said in found.body) == (500, True)
+        assert lb.proxy.pool.targets[0].state is State.LIVE
+
+
+@pytest.mark.parametrize("answer", [None, 1.5, True, (200,), ("no", "status"), (200, None)])
 def test_an_answer_that_is_none_is_told(answer: Any) -> None:
     with pytest.raises(TypeError, match="expected"):
         read_answer(answer)
@@ -243,6 +270,12 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
 def test_what_can_be_no_target_is_told(target: Any, said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         LoadBalancer([fixed, target])
+
+
+@pytest.mark.parametrize("targets", [fixed, "http://localhost:1", {"target": fixed}, None])
+def test_what_is_no_list_of_targets_is_told(targets: Any) -> None:
+    with pytest.raises(TypeError, match="expected a list of targets, like \\[app, app\\], got"):
+        LoadBalancer(targets)
 
 
 def test_bad_settings_are_told() -> None:
@@ -518,6 +551,8 @@ def test_waiting_in_vain_tells_what_has_happened() -> None:
             str(failure.value),
         )
         lb.kill(1)
+        with pytest.raises(AssertionError, match=r"it is killed: restart\(1\) first"):
+            lb.wait_restored(1, 0.01)
         bodies(lb, 2)
         lb.wait_evicted(1)
         with pytest.raises(AssertionError) as failure:
@@ -546,6 +581,8 @@ def test_who_is_not_there_or_not_fit_for_a_verb_is_told() -> None:
             lb.flaky(0, 50)
         with pytest.raises(ValueError, match="status: expected a failure, 400 to 599, got 200"):
             lb.flaky(0, 0.5, 200)
+        with pytest.raises(ValueError, match="status: expected a failure, 400 to 599, got 'x'"):
+            lb.flaky(0, 0.5, "x")  # type: ignore[arg-type]
         lb.kill(0)
         faults: list[tuple[Callable[..., None], list[int]]]
         faults = [(lb.freeze, [0]), (lb.reset, [0]), (lb.slow, [0, 1]), (lb.flaky, [0, 1])]

@@ -5,10 +5,11 @@ import contextlib
 import http.client
 import inspect
 import json
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import parse_qsl, unquote
 
 from requests.structures import CaseInsensitiveDict
@@ -113,15 +114,17 @@ def _serving(function: Function) -> WSGI:
 
 def read_answer(answer: Answer) -> tuple[int, bytes, Fields]:
     """Status, body and headers. A text, bytes, or a dict or list (sent as JSON) are a body; an int
-    is a status; ``(status, body)`` and ``(status, body, headers)`` are both. Raises
-    ``TypeError``."""
-    status, headers, body = 200, dict[str, str](), answer
+    is a status; ``(status, body)`` and ``(status, body, headers)`` are both; headers are a dict, or
+    pairs, where a name may come twice. Raises ``TypeError``."""
+    status, headers, body = 200, Fields(), answer
     if isinstance(answer, tuple):
-        if len(answer) not in (2, 3) or not isinstance(answer[0], int):
+        if len(answer) not in (2, 3) or not _is_number(answer[0]):
             raise TypeError(f"expected (status, body) or (status, body, headers), got {answer!r}")
         status, body = answer[:2]
-        headers = dict(answer[2]) if len(answer) == 3 else {}
-    elif isinstance(answer, int):
+        said = answer[2] if len(answer) == 3 else {}
+        pairs = said.items() if isinstance(said, Mapping) else said
+        headers = [(str(name), str(value)) for name, value in pairs]
+    elif _is_number(answer):
         status, body = answer, b""
     kind, data = "application/octet-stream", b""
     if isinstance(body, bytes):
@@ -132,9 +135,24 @@ def read_answer(answer: Answer) -> tuple[int, bytes, Fields]:
         kind, data = "application/json", json.dumps(body).encode()
     else:
         raise TypeError(f"expected a text, bytes, a dict or a list as a body, got {body!r}")
-    if data and "content-type" not in {name.lower() for name in headers}:
-        headers["Content-Type"] = kind
-    return status, data, [*headers.items()]
+    if data and "content-type" not in {name.lower() for name, _ in headers}:
+        headers.append(("Content-Type", kind))
+    return status, data, headers
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_head(status: str, headers: Fields) -> None:
+    """Raises ``ValueError`` for what no server could send."""
+    if not re.fullmatch("[2-5][0-9]{2}( [^\x00-\x1f\x7f]*)?", status):
+        raise ValueError(f"expected a status from 200 to 599, got {status!r}")
+    for name, value in headers:
+        if not re.fullmatch("[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search("[\r\n\0]", value):
+            raise ValueError(f"this can't be a header: {name!r}: {value!r}")
+        if name.lower() == "transfer-encoding":
+            raise ValueError("Transfer-Encoding is the server's matter: leave it out")
 
 
 def fields_of(environ: Environ) -> Fields:

@@ -151,6 +151,8 @@ class LoadBalancer:
 
     def _start(self, targets: Iterable[Any], seed: int | None, settings: dict[str, Any]) -> None:
         self._cleanup.callback(self._join)
+        if isinstance(targets, str | Mapping) or not isinstance(targets, Iterable):
+            raise TypeError(f"expected a list of targets, like [app, app], got {targets!r}")
         for at, served in enumerate(targets):
             try:
                 own = None if seed is None else f"{seed} {at}"
@@ -232,7 +234,7 @@ class LoadBalancer:
         """So big a share of its requests, 0 to 1, is answered with ``status``, and never reaches
         the application; which ones is a matter of chance (``seed``). Probes are spared."""
         _number("share", share, 1)
-        if not 400 <= status <= 599:
+        if not (isinstance(status, int) and 400 <= status <= 599):
             raise ValueError(f"status: expected a failure, 400 to 599, got {status!r}")
         with self._alive(target, f"flaky, {share:.0%} answer {status}") as member:
             member.server.life.flaky = share, status
@@ -261,7 +263,8 @@ class LoadBalancer:
         self._wait(target, State.EVICTED, seconds)
 
     def wait_restored(self, target: int, seconds: float = _PATIENCE) -> None:
-        """Until it serves (again). Raises ``AssertionError`` after ``seconds``."""
+        """Until it serves (again), which one that is killed doesn't before its ``restart``. Raises
+        ``AssertionError`` after ``seconds``."""
         __tracebackhide__ = True
         self._wait(target, State.LIVE, seconds)
 
@@ -324,8 +327,14 @@ class LoadBalancer:
         __tracebackhide__ = True
         member = self._member(number)
         target = self._by_url[member.server.url]
+
+        def reached() -> bool:
+            # The proxy may not have noticed yet that it is killed.
+            there = wanted is State.EVICTED or member.server.alive
+            return self._ended or (target.state is wanted and there)
+
         with self._changed:
-            if self._changed.wait_for(lambda: target.state is wanted or self._ended, seconds):
+            if self._changed.wait_for(reached, seconds):
                 self._check_ended()
                 return
             story = self._story.copy()
@@ -336,6 +345,8 @@ class LoadBalancer:
                 'requests that fail at it evict it: send some, or have health={"interval": "100ms"}'
                 " look after it"
             )
+        elif not member.server.alive:
+            hint = f"it is killed: restart({number}) first"
         elif self._recovery == "manual":
             hint = 'recovery is "manual": call probe()'
         raise AssertionError(

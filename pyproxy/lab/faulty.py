@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from pyproxy import net
 from pyproxy.errors import HTTPError
 from pyproxy.http.body import ChunkedDecoder
-from pyproxy.lab.applications import WSGI, Environ, Fields, Lost
+from pyproxy.lab.applications import WSGI, Environ, Fields, Forward, Lost, check_head
 
 log = logging.getLogger(__name__)
 
@@ -386,6 +386,8 @@ class _Answer:
         if self._head is None:
             raise RuntimeError("it has not called start_response")
         status, headers = self._head
+        if not isinstance(self._life.server.application, Forward):  # that passes on what it gets
+            check_head(status, headers)
         handler = self._handler
         self._bodiless = handler.command == "HEAD" or status[:3] in _BODILESS
         lengths = [value for name, value in headers if name.lower() == "content-length"]
