@@ -377,7 +377,12 @@ def _plan(
 def _is_url(text: str) -> bool:
     try:
         found = urlsplit(text)
-        return not re.search(r"\s", text) and found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+        return (
+            not re.search(r"\s", text)
+            and found.scheme in ("http", "https")
+            and bool(found.hostname)
+            and found.port != 0
+        )
     except ValueError:  # no such port
         return False
 
