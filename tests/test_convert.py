@@ -544,6 +544,14 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
             "isn't served",
         ),
         (
+            server(
+                "server_name a;\nlocation / { proxy_pass http://u; }\n"
+                "location ~ \\.php$ { fastcgi_pass p:1; }"
+            ),
+            4,
+            "so * ~ \\.php$ isn't served",
+        ),
+        (
             server("location / { proxy_pass http://u; }\nlocation /f { return 204; }"),
             3,
             "only redirects can be said",
@@ -568,6 +576,7 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
         (location("deny 10.0.0.1;"), 2, "everybody may ask"),
         (location("auth_basic x;"), 2, "let the application do it"),
         (location("") + "ssl_conf_command Ciphersuites A;", 3, "nothing like it"),
+        (location("access_log a.log main;"), 2, "combined ones, not main: say access_log.format"),
         (location("some_module on;"), 2, "pyproxy has nothing like it"),
         (location("add_header X-Frame-Options DENY;"), 2, "fields can't be added to answers"),
         (
@@ -780,9 +789,54 @@ def test_frontends_lead_to_backends_by_host_and_path() -> None:
         (None, "/"): "http://10.0.0.3:1",
     }
     assert [str(one) for one in found.notes] == [
-        "haproxy.cfg:12: use_backend two if { src 10.0.0.0/8 }: routes go by host and path only: "
-        "say these with another proxy"
+        "haproxy.cfg:12: use_backend two if { src 10.0.0.0/8 }: routes go by host, path and ending "
+        "only: say these by another proxy"
     ]
+
+
+def test_a_frontend_may_go_by_the_ending_of_the_path() -> None:
+    found = of_haproxy(
+        """
+        frontend web
+            mode http
+            bind :80
+            acl picture path_end -i .png .JPG
+            use_backend api if { path_beg /api }
+            use_backend pictures if picture { hdr(host) a.example }
+            use_backend pictures if { path_end .gif }
+            use_backend pictures if { path_end .png } { path_end .gif }
+            use_backend pictures if { path_end /index }
+            use_backend later if { path_beg /gifs } { path_end .gif }
+            default_backend api
+        backend api
+            mode http
+            server a a:1
+        backend pictures
+            mode http
+            server p p:1
+        backend later
+            mode http
+            server l l:1
+        """
+    )
+    seen = [
+        (one.get("host"), one["path"], one.get("endings"), one["targets"][0])
+        for one in found.settings["routes"]
+    ]
+    assert seen == [
+        (None, "/api", None, "http://a:1"),
+        ("a.example", "/", [".png", ".jpg"], "http://p:1"),
+        (None, "/", [".gif"], "http://p:1"),
+        (None, "/", None, "http://a:1"),
+    ]
+    told = {(one.place.line, one.text.partition(": ")[2]) for one in found.notes}
+    assert told >= {
+        (7, "a route for this host goes before those for any host"),
+        (8, "a route for endings goes before those for paths"),
+        (9, "no request is for all of that: left out"),
+        (10, "routes go by host, path and ending only: say these by another proxy"),
+        (11, "a line above matches all that: left out"),
+    }
 
 
 def front(text: str) -> str:
@@ -799,8 +853,8 @@ def front(text: str) -> str:
         ("http-request set-header X-Forwarded-Proto https", 5, "passed on as they are"),
         ("http-request deny if { src 1.1.1.1 }", 5, "nobody is turned away"),
         ("use_backend b if { path_beg /a } { path_beg /b }", 5, "no request is for all of that"),
-        ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host and path only"),
-        ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host and path only"),
+        ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host, path and ending only"),
+        ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host, path and ending"),
         ("bind :81 ssl crt-list /a strict-sni", 5, "nothing is like crt-list, strict-sni"),
     ],
 )
@@ -820,6 +874,7 @@ def test_what_a_frontend_says_isn_t_dropped(text: str, line: int, said: str) -> 
         ("option httpchk GET / HTTP/1.1\\r\\nHost:\\ a", "header fields of their own"),
         ("option httpchk; http-check send meth GET uri / hdr Host a", "header fields of their own"),
         ("server t t:1 proto h2 check", "asked by HTTP/1.1"),
+        ("server t t:1 check send-proxy", "PROXY headers go to all targets or to none"),
         ("server-template t 2 _http._tcp.t", "SRV records"),
     ],
 )

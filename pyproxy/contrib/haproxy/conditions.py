@@ -16,6 +16,7 @@ class Matcher:
     host: str | None = None
     path: str | None = None
     server_name: str | None = None
+    endings: tuple[str, ...] = ()  # of the path, one of these
 
 
 class Conditions(Part):
@@ -27,7 +28,7 @@ class Conditions(Part):
             meant = self._criterion(line, line.words[2:])
             if meant is None:
                 if line.word(2) not in ("ssl_fc", "dst_port"):
-                    self.note(line, "routes go by host and path only")
+                    self.note(line, "routes go by host, path and ending only")
                 found[name] = None
             elif (before := found.get(name, [])) is not None:
                 found[name] = [*before, *meant]
@@ -56,7 +57,7 @@ class Conditions(Part):
             if kind == "end":
                 return [Matcher(server_name=one) for one in _below(values)]
             return [Matcher(server_name=one) for one in values] if kind in ("", "str") else None
-        if fetch in ("path", "path_beg", "path_dir"):
+        if fetch in ("path", "path_beg", "path_dir") and kind != "end":
             exact = fetch == "path" and kind in ("", "str")
             if not all(one.startswith("/") for one in values):
                 return None
@@ -65,6 +66,10 @@ class Conditions(Part):
             if exact:
                 self.note(line, "a route is for all below its path too")
             return [Matcher(path=one) for one in values]
+        if fetch == "path_end" or (fetch == "path" and kind == "end"):
+            if not all(one.startswith(".") for one in values):
+                return None
+            return [Matcher(endings=tuple(one.lower() for one in values))]
         match = re.fullmatch(r"hdr(?:_(end))?\((?:host|Host)(?:,\d+)?\)", fetch)
         if not match or kind not in ("", "str", "end"):
             return None
@@ -96,7 +101,12 @@ def _both(one: Matcher, other: Matcher) -> Matcher | None:
     host = _narrower(one.host, other.host, _is_host_of)
     path = _narrower(one.path, other.path, _is_path_of)
     name = _narrower(one.server_name, other.server_name, _is_host_of)
-    return None if "" in (host, path, name) else Matcher(host, path, name)
+    endings = one.endings or other.endings
+    if one.endings and other.endings:
+        endings = tuple(end for end in one.endings if end in other.endings)
+    if "" in (host, path, name) or (one.endings and other.endings and not endings):
+        return None
+    return Matcher(host, path, name, endings)
 
 
 def _narrower(one: str | None, other: str | None, within: Callable[[str, str], bool]) -> str | None:
@@ -126,6 +136,7 @@ def covers(one: Matcher, other: Matcher) -> bool:
         one.host == other.host
         and one.server_name == other.server_name
         and _is_path_of(other.path or "/", one.path or "/")
+        and (not one.endings or (bool(other.endings) and {*other.endings} <= {*one.endings}))
     )
 
 

@@ -51,9 +51,9 @@ class Fronts(Part):
             return urls
         self._routes(section, matchers)
         if default := section.get("default_backend"):
-            self._pool_at(None, "/", default.word(1), default, section)
+            self._pool_at(Matcher(), default.word(1), default, section)
         elif section.own("server") or section.own("server-template"):
-            self._pool_at(None, "/", section.name, Line(["listen"], section.place), section)
+            self._pool_at(Matcher(), section.name, Line(["listen"], section.place), section)
         return urls
 
     def _times_of_clients(self, section: Section) -> None:
@@ -94,7 +94,8 @@ class Fronts(Part):
         for line in section.own("use_backend"):
             wanted = self._conditions.condition(line, line.words[2:], known)
             if "%[" in line.word(1) or wanted is None or any(one.server_name for one in wanted):
-                self.note(line, "routes go by host and path only: say these with another proxy")
+                text = "routes go by host, path and ending only: say these by another proxy"
+                self.note(line, text)
                 continue
             if not wanted:
                 self.note(line, "no request is for all of that: left out")
@@ -104,12 +105,16 @@ class Fronts(Part):
                     continue
                 self._order(line, one, seen)
                 seen.append(one)
-                self._pool_at(one.host, one.path or "/", line.word(1), line, section)
+                self._pool_at(one, line.word(1), line, section)
 
     def _order(self, line: Line, one: Matcher, seen: list[Matcher]) -> None:
         """What goes by the first match there goes by the best one here."""
-        if one.host and any(first.path and not first.host for first in seen):
+        if one.host and any((first.path or first.endings) and not first.host for first in seen):
             self.note(line, "a route for this host goes before those for any host")
+        if one.endings and any(
+            first.path and not first.endings and first.host == one.host for first in seen
+        ):
+            self.note(line, "a route for endings goes before those for paths")
 
     def _redirect(
         self, line: Line, words: list[str], known: dict[str, list[Matcher] | None]
@@ -124,7 +129,7 @@ class Fronts(Part):
             or options[:1] not in (["location"], ["prefix"])
             or len(options) < 2
         ):
-            self.note(line, "redirects go by host and path only, to an address")
+            self.note(line, "redirects go by host, path and ending only, to an address")
             return []
         to = options[1] + ("{uri}" if options[0] == "prefix" else "")
         to = to.replace("%[hdr(host)]", "{host}").replace("%[req.hdr(host)]", "{host}")
@@ -136,14 +141,12 @@ class Fronts(Part):
         if "code" in options[2:-1] and (code := whole(options[options.index("code", 2) + 1])):
             what |= {"redirect_status": code} if code != 302 else {}
         for one in wanted:
-            self._draft.route(one.host, one.path or "/", what, line.place)
+            self._draft.route(one.host, one.path or "/", what, line.place, one.endings)
         return wanted
 
-    def _pool_at(
-        self, host: str | None, path: str, name: str, line: Line, section: Section
-    ) -> None:
+    def _pool_at(self, one: Matcher, name: str, line: Line, section: Section) -> None:
         if pool := self._pools.pool(name, line, section):
-            self._draft.route(host, path, pool, line.place)
+            self._draft.route(one.host, one.path or "/", pool, line.place, one.endings)
 
     def relay(self, section: Section) -> None:
         known = self._conditions.acls(section)
@@ -159,7 +162,8 @@ class Fronts(Part):
             for one in section.own("use_backend"):
                 wanted = self._conditions.condition(one, one.words[2:], known)
                 if not wanted or any(
-                    not one_.server_name or one_.host or one_.path for one_ in wanted
+                    not one_.server_name or one_.host or one_.path or one_.endings
+                    for one_ in wanted
                 ):
                     self.note(one, "connections go by the name in TLS only")
                     continue

@@ -242,8 +242,12 @@ class Pools(Part):
             more["max_connections"] = most
         if time := said(seconds(said_.get("slowstart", "")) or 0):
             more["slow_start"] = time
-        if {"send-proxy", "send-proxy-v2"} & said_.keys():
-            pool.say("send_proxy", 2 if "send-proxy-v2" in said_ else 1)
+        sends = 2 if "send-proxy-v2" in said_ else 1 if "send-proxy" in said_ else None
+        if pool.targets and pool.said.get("send_proxy") != sends:
+            text = "PROXY headers go to all targets or to none: here as the first server says"
+            self.note(line, text)
+        elif sends:
+            pool.say("send_proxy", sends)
         scheme = "tcp" if tcp else "http"
         if "ssl" in said_ and tcp:
             self.note(line, "targets of a tcp entry are spoken to as clients speak, without TLS")

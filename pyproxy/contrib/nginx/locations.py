@@ -167,7 +167,7 @@ class Locations(Part):
                 for one in scope.own("expires"):
                     self.note(one, "it is for files only: let the application say how long")
         elif other := scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass"):
-            what_ = " ".join(at.args) if at.args[0][:1] == "~" else path
+            what_ = " ".join(["", *at.args]) if at.args[0][:1] == "~" else path
             self.note(other[0], f"so {where(hosts[0] if hosts else None, what_)} isn't served")
         elif scope.own("return", "rewrite"):
             pass

@@ -61,6 +61,10 @@ class Part:
                 else:
                     out = "-" if value == "/dev/stdout" else value
                     self._draft.say("access_log", out, one.place)
+                    format_ = next((arg for arg in one.args[1:] if "=" not in arg), "combined")
+                    if format_ not in ("combined", "gzip"):
+                        text = f"lines are combined ones, not {format_}: say access_log.format"
+                        self.note(one, text)
             elif one.name == "set_real_ip_from":
                 self._trust(scope)
             elif one.name == "real_ip_header":
