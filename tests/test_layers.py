@@ -270,10 +270,8 @@ def test_only_the_command_line_prints_and_exits() -> None:
             tree, "print", "sys.exit", "exit", "quit", "SystemExit", "os._exit", "click.echo"
         )
 
-    assert (
-        places(speaks, "pyproxy.cli", "pyproxy.program", "pyproxy.commands", "pyproxy.lab_commands")
-        == []
-    )
+    command_line = ("cli", "__main__", "program", "commands", "lab_commands")
+    assert places(speaks, *(f"pyproxy.{name}" for name in command_line)) == []
     assert speaks(MODULES["pyproxy.cli"])
     assert len(speaks(MODULES["pyproxy.program"])) == 1, "the end at once, at a second signal"
 
