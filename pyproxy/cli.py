@@ -129,7 +129,7 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
     workers = f" with {chosen.worker_count} workers" if chosen.worker_count > 1 else ""
     _tell(chosen, f"pyproxy {__version__} listens on {urls}{workers} and serves {_served(chosen)}")
     for route in chosen.routes:
-        at = f"{route.host or '*'}{route.path}"
+        at = " ".join([f"{route.host or '*'}{route.path}", *route.endings])
         _tell(chosen, f"  {at}: {route.redirect or route.files or _served(route)}")
     for entry in chosen.tcp:
         _tell(chosen, f"  {entry.listen}: {_served(entry)}")

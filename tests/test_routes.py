@@ -268,6 +268,7 @@ def test_routes_are_told_at_the_start_and_by_check(site: Path, tmp_path: Path) -
         {"host": "a.com", "path": "/f", "files": str(site)},
         {"path": "/t", "targets": [9001, 9002], "policy": "random"},
         {"path": "/r", "redirect": "/t"},
+        {"path": "/r", "endings": [".png", ".gif"], "redirect": "/pictures"},
     ]
     data = {"listen": "http://127.0.0.1:0", "routes": routes}
     (tmp_path / "appsettings.json").write_text(json.dumps(data))
@@ -276,9 +277,10 @@ def test_routes_are_told_at_the_start_and_by_check(site: Path, tmp_path: Path) -
         proxy.wait_for(rf"^  a\.com/f: {site}$")
         proxy.wait_for(r"^  \*/t: 2 targets \(random\): http://localhost:9001, \S+:9002$")
         proxy.wait_for(r"^  \*/r: /t$")
+        proxy.wait_for(r"^  \*/r \.png \.gif: /pictures$")
         assert proxy.stop() == 0
     shown = json.loads(run("check", cwd=tmp_path).stdout)["routes"]
-    assert [one["path"] for one in shown] == ["/f", "/t", "/r"]
+    assert [one["path"] for one in shown] == ["/f", "/t", "/r", "/r"]
 
 
 @pytest.mark.parametrize(
