@@ -89,7 +89,7 @@ def machine() -> dict[str, str]:
         "processors": str(os.cpu_count()),
         "model": model[1] if model else platform.machine(),
         "memory": f"{int(memory[1]) / 2**20:.1f} GiB" if memory else "?",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "pyproxy": version([sys.executable, "-m", "pyproxy", "--version"]),
         "Python": platform.python_version(),
     }

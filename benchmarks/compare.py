@@ -307,7 +307,7 @@ def main() -> int:
     print(
         f"Rounds of {options.seconds} s: {options.rounds}. Processors: {os.cpu_count()}.",
         f"Workers: {options.workers}.",
-        f"Linux {platform.release()},",
+        f"Linux {platform.release().partition('-')[0]},",
         ", ".join(map(" ".join, versions.items())) + "\n",
     )
     for line in report(samples, cases, names, options.idle):

@@ -110,7 +110,7 @@ def main() -> int:
     versions |= {"Python": version([options.python, "-V"])}
     print(
         f"Rounds of {options.seconds} s: {options.rounds}. Processors: {os.cpu_count()}.",
-        f"Linux {platform.release()},",
+        f"Linux {platform.release().partition('-')[0]},",
         ", ".join(map(" ".join, versions.items())) + "\n",
     )
     for line in report(samples, cases, names, 0):
