@@ -170,6 +170,8 @@ class Proxy:
         that workers don't all ask the same target first. Its supervisor has the admin API."""
         if settings is None:
             settings = parse({"listen": "http://127.0.0.1:0", **keywords}, "Proxy()")
+            if settings.worker_count > 1:
+                raise SettingsError(["Proxy(): workers: this is one process, and has no others"])
         left = inheritance or Inheritance()
         self.history = History()
         self.ledger = left.ledger

@@ -166,6 +166,8 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
         results = list(made.run(_progress if sys.stderr.isatty() else None))
         if sys.stderr.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)
+        if given["warm_up"] and not any(one.times or one.lost for one in results):
+            raise SettingsError(["--warm-up: longer than it lasts, so that nobody is counted"])
         if plot:
             lab.plot(made, results, plot)
     except SettingsError as error:

@@ -23,12 +23,32 @@ from click.testing import CliRunner
 
 from pyproxy import Proxy
 from pyproxy.cli import main
-from pyproxy.lab.bench import BASE, Bench, Plan, Run, Thresholds, quantile, shown_time, table
+from pyproxy.lab.bench import (
+    BASE,
+    Bench,
+    BenchError,
+    Plan,
+    Run,
+    Thresholds,
+    Watch,
+    quantile,
+    shown_time,
+    table,
+)
 from pyproxy.lab.report import page
 from pyproxy.lab_commands import _plan, _report, bench
 from tests.admin import admin_of
 from tests.programs import ROOT, Program, command, program
-from tests.support import DEADLINE, Message, RawTarget, answer, closed_port, eventually, replying
+from tests.support import (
+    DEADLINE,
+    Message,
+    RawTarget,
+    answer,
+    closed_port,
+    eventually,
+    letters,
+    replying,
+)
 from tests.test_docs import code_blocks, read
 
 GENTLE = ("--users", "4", "--pause", "50ms")
@@ -197,6 +217,11 @@ def proxied() -> Iterator[tuple[str, str, list[str]]]:
         urls = [first.url, second.url]
         with Proxy(targets=urls) as proxy, admin_of(proxy) as admin:
             yield proxy.url, admin.url, urls
+
+
+def test_an_admin_address_that_is_something_else_is_told() -> None:
+    with letters("a") as [other], pytest.raises(BenchError, match="is not pyproxy's admin address"):
+        Watch(other.url, None, {})
 
 
 def test_a_url_is_loaded_as_a_file_says_and_the_admin_api_tells_who_served(

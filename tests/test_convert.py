@@ -577,6 +577,11 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
         (location("auth_basic x;"), 2, "let the application do it"),
         (location("") + "ssl_conf_command Ciphersuites A;", 3, "nothing like it"),
         (location("access_log a.log main;"), 2, "combined ones, not main: say access_log.format"),
+        (
+            server("location / { proxy_pass http://u; access_log off; }\naccess_log a.log;"),
+            2,
+            "logged for all or for none",
+        ),
         (location("some_module on;"), 2, "pyproxy has nothing like it"),
         (location("add_header X-Frame-Options DENY;"), 2, "fields can't be added to answers"),
         (

@@ -42,6 +42,11 @@ def test_a_port_in_use_is_told_clearly_and_nothing_stays_behind() -> None:
         assert get(proxy.url).status == 200
 
 
+def test_one_in_a_program_has_no_other_processes() -> None:
+    with pytest.raises(SettingsError, match="workers: this is one process"):
+        Proxy(targets=[8001], workers=2)
+
+
 def test_bad_keywords_are_told_like_bad_settings() -> None:
     with pytest.raises(
         SettingsError, match=r'max_fail: unknown setting \(did you mean "max_fails"'

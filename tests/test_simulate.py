@@ -100,6 +100,7 @@ def test_a_function_of_ones_own_is_tried(tmp_path: Path) -> None:
             '.sead: unknown setting (did you mean "seed"',
         ),
         (["--policy", "{name: random}"], "this is no JSON object: Expecting property name"),
+        ([*FEW, "--warm-up", "1h"], "--warm-up: longer than it lasts"),
         (["--faster", "2"], "--faster: only with --log"),
         (["--in-step"], "--in-step, --share: only with --proxies above 1"),
         (["--share", "1s"], "--in-step, --share: only with --proxies above 1"),

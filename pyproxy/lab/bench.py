@@ -716,6 +716,8 @@ class Watch:
             answer.raise_for_status()
             told: dict[str, Any] = answer.json()
             return told
+        except requests.JSONDecodeError:
+            raise BenchError(f"{self._admin} is not pyproxy's admin address") from None
         except requests.RequestException as error:
             raise BenchError(f"{self._admin} doesn't tell its status: {error}") from None
 

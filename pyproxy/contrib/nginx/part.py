@@ -55,7 +55,10 @@ class Part:
                     self.note(one, "this isn't a size")
                 else:
                     self._draft.say("limits.body", _size(most) if most else None, one.place)
-            elif one.name == "access_log" and value not in ("off", ""):
+            elif one.name == "access_log" and value == "off":
+                if (before := scope.around("access_log")) and before.args[:1] != ["off"]:
+                    self.note(one, "requests are logged for all or for none: these are, too")
+            elif one.name == "access_log" and value:
                 if value.startswith("syslog:") or "$" in value:
                     self.note(one, "access_log is a file, or - for standard output")
                 else:

@@ -42,6 +42,10 @@ class Scope:
         found = self.all(name)
         return found[-1] if found else None
 
+    def around(self, name: str) -> Statement | None:
+        """What would hold, were it not said here."""
+        return self._around.get(name) if self._around else None
+
 
 def seconds(text: str) -> float | None:
     """``1m30s``; a number is of seconds."""
