@@ -33,6 +33,7 @@ from selenium.common.exceptions import (  # noqa: E402
     ElementClickInterceptedException,
     NoSuchElementException,
     StaleElementReferenceException,
+    WebDriverException,
 )
 from selenium.webdriver.chrome.options import Options  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -97,7 +98,14 @@ class Page:
         self.complaints()  # forgets what others have said
 
     def open(self, url: str) -> None:
-        self.chrome.get(url)
+        def loaded() -> bool:
+            # Chromium drops what it loads when a network comes or goes: Docker's, for example.
+            with contextlib.suppress(WebDriverException):
+                self.chrome.get(url)
+                return True
+            return False
+
+        eventually(loaded)
         eventually(lambda: self.text("#connection") in ("Live", "На связи"))
 
     def find(self, selector: str) -> WebElement:
