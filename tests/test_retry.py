@@ -157,6 +157,26 @@ def test_only_a_body_that_was_kept_is_replayed(size: int, status: int, chunked: 
         assert [len(one.body) for one in good.requests] == ([size] if status == 200 else [])
 
 
+def test_what_came_behind_a_long_body_is_answered_though_the_target_failed() -> None:
+    begun = threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        while b"\r\n\r\n" not in wire.buffer:
+            wire._more()
+        begun.set()
+        wire.read_message()
+
+    with (
+        faulty_then_good(serve, retry={"max_body": 10}) as (proxy, _, _),
+        client(proxy.url) as wire,
+    ):
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
+        assert begun.wait(DEADLINE)
+        wire.send(b"x" * 20 + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_message().status == 502
+        assert wire.read_message().body == b"b"
+
+
 def test_a_long_body_goes_on_when_the_connect_failed() -> None:
     with (
         lettered("b") as good,

@@ -412,8 +412,11 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def stays_open(self, request: Request) -> bool:
         """Whether another request may follow the answer to this one."""
-        if request.upload and not request.upload.reader.done:
-            self.unread = True
+        if upload := request.upload:
+            if upload.reader.done:
+                self.buffer = upload.reader.rest  # of the next request
+            else:
+                self.unread = True
         if self.server.hurry and self.server.connections.makes_room(self):
             self.hurried = True
         return request.fields.keep_alive and not self.unread and not self.ended and not self.hurried
@@ -459,8 +462,6 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             if whole and upload:
                 whole = upload.finish(0.1) and upload.complete
             reply.finish(request, whole)
-        if upload and upload.reader.done:
-            self.buffer = upload.reader.rest
 
     def tunnel(self, request: Request, reply: Reply) -> None:
         """After a 101 the bytes are another protocol's (RFC 9110, 7.8): they go both ways as they
