@@ -1,6 +1,7 @@
 """When a target fails: who is asked next, what is never sent twice, what the client sees."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -369,6 +370,31 @@ def test_a_target_that_refuses_a_body_is_heard_though_it_closes() -> None:
         head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
         assert ask(proxy.url, head + body).status == 413
         assert len(proxy.pool.live) == 1
+
+
+def test_a_connection_that_did_not_take_all_of_a_request_gets_no_other_one() -> None:
+    def serve(target: RawTarget, wire: Wire) -> None:
+        if wire.read_head().start.startswith(b"POST"):
+            wire.send(answer(b"no", status="413 Content Too Large"))
+            heard.wait(DEADLINE)
+            wire.read_to_end()  # the rest of the body, for all it knows
+        else:
+            wire.send(answer(b"yes"))
+
+    heard = threading.Event()
+    size = 8_000_000  # more than the kernel takes
+    with (
+        RawTarget(serve) as target,
+        Proxy(targets=[target.url], retry={"max_body": size}, timeouts={"send": 0.5}) as proxy,
+        client(proxy.url) as wire,
+    ):
+        target._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+        wire.send(b"x" * size)
+        assert wire.read_message().status == 413
+        heard.set()
+        wire.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_message().body == b"yes"
 
 
 def test_out_of_descriptors_is_not_the_targets_fault() -> None:

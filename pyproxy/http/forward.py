@@ -170,7 +170,7 @@ class Reply:
     """A response head, what came behind it, and the connection with the rest. The target counts
     the request as under way until ``finish``."""
 
-    __slots__ = ("connection", "extra", "head", "pool", "rest")
+    __slots__ = ("connection", "extra", "head", "pool", "rest", "taken")
 
     def __init__(
         self, head: ReplyHead, rest: bytes, connection: TargetConnection, pool: TargetPool
@@ -180,11 +180,12 @@ class Reply:
         self.rest = rest
         self.connection = connection
         self.pool = pool
+        self.taken = True  # the request, but for an upload
 
     def finish(self, request: Request, reusable: bool) -> None:
         """``reusable``: nothing more is under way on the connection."""
         upstream = self.connection.upstream
-        if reusable and self.head.keep_alive:
+        if reusable and self.taken and self.head.keep_alive:
             upstream.give_back(self.connection)
         else:
             request.drop(self.connection)
@@ -332,7 +333,10 @@ class Forwarder:
                 connection.send(request.head, request.body)
             except TargetError:
                 # It may have answered before it closed, as a server that refuses a long body does.
-                return self._receive(connection, upstream, request)
+                # If it hasn't closed, it would take the next request for the rest of this one.
+                reply = self._receive(connection, upstream, request)
+                reply.taken = False
+                return reply
             if request.upload:
                 request.upload.start(connection)
             return self._receive(connection, upstream, request)
