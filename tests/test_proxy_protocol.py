@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 
 from pyproxy import Proxy
 from pyproxy.errors import BadProxyHeader
+from pyproxy.http.upstream import Upstream
+from pyproxy.sections import TargetTimeouts
 from pyproxy.tcp.proxy_protocol import MOST, SIGNATURE, Addresses, missing, parse, serialise
-from tests.support import Message, RawTarget, Wire, answer, client, eventually, replying
+from tests.support import (
+    Message,
+    RawTarget,
+    Wire,
+    answer,
+    client,
+    eventually,
+    make_target,
+    replying,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 V4 = Addresses(("192.0.2.1", 56324), ("198.51.100.7", 443))
@@ -348,6 +359,18 @@ def test_an_http_target_is_told_each_request_s_client_on_a_connection_of_its_own
         ends = [(wire.sock.getsockname(), wire.sock.getpeername()) for wire in (one, two, one)]
         assert serve.told == [Addresses(*each) for each in ends]
         assert target.connections == 3
+
+
+def test_a_connection_that_was_introduced_is_lent_to_nobody_else() -> None:
+    """Not even between its way back to those that are idle, and its end there."""
+    with RawTarget(replying(b"")) as target:
+        upstream = Upstream(make_target(target.port), TargetTimeouts())
+        known = upstream.connect(LINE)
+        upstream.give_back(known)
+        other = upstream.take(False, LINE)
+        assert other is not known
+        other.close()
+        upstream.close_idle()
 
 
 @pytest.mark.parametrize("tcp", [True, False])

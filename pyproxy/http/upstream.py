@@ -78,13 +78,14 @@ class Upstream:
             _all.add(self)
 
     def take(self, careful: bool, hello: bytes = b"") -> "TargetConnection":
-        """An idle connection, or a new one. ``careful``: the request can't be sent twice, so even
-        one used just now is asked whether it was reset. Raises ``ConnectFailed``."""
-        while True:
+        """An idle connection, or a new one; with ``hello`` always a new one: it belongs to one
+        client. ``careful``: the request can't be sent twice, so even one used just now is asked
+        whether it was reset. Raises ``ConnectFailed``."""
+        while not hello:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self.connect(hello)
+                break
             idle, sock = time.monotonic() - connection.idle_since, connection.sock
             # Bytes that nobody asked for would be taken for the answer to the next request, and
             # that one's answer for the next one's (RFC 9112, 6.3).
@@ -97,6 +98,7 @@ class Upstream:
                 connection.reused = True
                 return connection
             connection.close()
+        return self.connect(hello)
 
     def connect(self, hello: bytes = b"") -> "TargetConnection":
         """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
