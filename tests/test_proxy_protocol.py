@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy import Proxy
-from pyproxy.errors import BadProxyHeader
+from pyproxy.errors import BadProxyHeader, ConnectFailed
 from pyproxy.http.upstream import Upstream
 from pyproxy.sections import TargetTimeouts
 from pyproxy.tcp.proxy_protocol import MOST, SIGNATURE, Addresses, missing, parse, serialise
+from tests.http2_client import descriptors
 from tests.support import (
     Message,
     RawTarget,
@@ -371,6 +372,15 @@ def test_a_connection_that_was_introduced_is_lent_to_nobody_else() -> None:
         assert other is not known
         other.close()
         upstream.close_idle()
+
+
+def test_a_target_that_does_not_take_the_header_leaves_no_open_connection() -> None:
+    with RawTarget(lambda _, wire: wire.reset()) as target:
+        before = descriptors()
+        with pytest.raises(ConnectFailed) as failed:
+            Upstream(make_target(target.port), TargetTimeouts()).connect(b"x" * 50_000_000)
+        eventually(lambda: descriptors() <= before)
+        assert failed.value.__context__, "holds the frame of the call that failed"
 
 
 @pytest.mark.parametrize("tcp", [True, False])

@@ -122,7 +122,11 @@ class Upstream:
         target = self.target
         sock = net.connect(target.host, target.port, self.timeouts.connect)
         if hello:
-            sock.sendall(hello)
+            try:
+                sock.sendall(hello)
+            except OSError:
+                sock.close()
+                raise
         if self._context:
             return tls.connect(sock, self._context, target.host, self.timeouts.connect)
         return sock
