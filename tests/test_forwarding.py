@@ -1,6 +1,7 @@
 """What passes through the proxy, both ways, and how."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,13 @@ import pytest
 import requests
 
 from pyproxy import Proxy
+from pyproxy.errors import HTTPError
+from pyproxy.http.body import BodyReader
+from pyproxy.http.forward import Request
+from pyproxy.http.message import request_fields, request_lines
+from pyproxy.http.upload import Upload
+from pyproxy.http.upstream import Upstream
+from pyproxy.sections import TargetTimeouts
 from tests.programs import program
 from tests.support import (
     DEADLINE,
@@ -22,6 +30,7 @@ from tests.support import (
     eventually,
     get,
     letters,
+    make_target,
     replying,
 )
 
@@ -487,3 +496,29 @@ def test_a_body_that_comes_late_behind_an_answer_to_head_is_nobodys_answer() -> 
         get(proxy.url, method="HEAD")
         time.sleep(0.2)
         assert get(proxy.url).body == b"ok"
+
+
+class Waiting:
+    """A client that waits for its answer."""
+
+    def check_client(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_bad_body_is_answered_only_before_its_answer(answered: bool) -> None:
+    """It may turn out bad just when a tick of the target's silence ends."""
+    who: Any = Waiting()
+    request = Request(
+        request_lines[b"POST / HTTP/1.1"], request_fields[1][b"Host: a\r\n"], b"", who
+    )
+    request.upload = Upload(BodyReader(lambda: b"no size\r\n", b"", None, None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = Upstream(make_target(listener.getsockname()[1]), TargetTimeouts()).connect()
+        request.upload.start(connection)
+        assert request.upload.finish(DEADLINE)
+        request.answered = float(answered)
+        with contextlib.nullcontext() if answered else pytest.raises(HTTPError):
+            assert request.watch() == request.upload.ended_at
+        assert connection.receive(request.watch) == b"", "that is how a response learns of it"
+        connection.close()

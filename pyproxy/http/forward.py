@@ -149,11 +149,11 @@ class Request:
 
     def watch(self) -> float:
         """While a target is silent: see ``upstream.Watch``. While the body is still being sent,
-        the target's time to answer doesn't run."""
+        the target's time to answer doesn't run. Within a response it raises ``ClientGone`` only."""
         upload = self.upload
         if upload and upload.running:
             return time.monotonic()
-        if upload and upload.error:
+        if upload and upload.error and not self.answered:  # else its end ends the response as well
             raise upload.error
         self.client.check_client()
         return upload.ended_at if upload and upload.ended_at else self.started
