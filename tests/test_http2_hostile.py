@@ -309,6 +309,31 @@ def test_a_few_are_no_flood(name: str) -> None:
         assert one.answer().status == 200
 
 
+def test_padding_alone_uses_no_window_up() -> None:
+    with attacked() as (one, _):
+        one.headers(1, head(method="POST"), end=False)
+        for _ in range(600):
+            one.send(DataFrame(1, b"", pad_length=255, flags=["PADDED"]))
+        while not (frame := one.read()) or not (
+            isinstance(frame, WindowUpdateFrame) and frame.stream_id
+        ):
+            assert frame, "the connection ended"
+        one.data(1, b"", end=True)
+        assert one.answer().status == 200
+
+
+def test_padded_data_is_no_flood() -> None:
+    with attacked() as (one, _):
+        frames = 1000  # as many as the window of a stream has room for
+        for stream in (1, 3, 5):
+            one.headers(stream, head(method="POST"), end=False)
+            frame = DataFrame(stream, b"x", pad_length=255, flags=["PADDED"])
+            one.send(frame.serialize() * frames)
+            one.data(stream, b"", end=True)
+        for stream in (1, 3, 5):
+            assert one.answer(stream).body == b"x" * frames
+
+
 def test_rapid_resets_end_the_connection_and_cost_few_requests() -> None:
     with attacked() as (one, target):
         with one.at_once():

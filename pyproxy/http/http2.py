@@ -300,12 +300,12 @@ class Http2Connection:
     def _on_data(self, event: h2.events.DataReceived) -> None:
         size = event.flow_controlled_length or 0
         stream = self._streams.get(event.stream_id or 0)
-        if stream is None or stream.gone or stream.finished:
-            self._acknowledge(event.stream_id or 0, size)
+        if not event.data or stream is None or stream.gone or stream.finished:
+            self._acknowledge(event.stream_id or 0, size)  # padding alone wakes nobody to do it
             return
         stream.unacknowledged += size
-        stream.body += event.data or b""
-        stream.received += len(event.data or b"")
+        stream.body += event.data
+        stream.received += len(event.data)
         stream.wake()
 
     def _on_trailers(self, event: h2.events.TrailersReceived) -> None:

@@ -24,6 +24,8 @@ ENHANCE_YOUR_CALM = 11
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 7, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
 
+_MOST_PADDING = 256  # bytes of a frame, with the one that tells how many
+
 _CREDIT = 1000  # at the beginning, and what comes back with time
 _MOST = 10000  # what may be saved up
 _PER_SECOND = 100
@@ -96,7 +98,9 @@ class Frames:
     def _cost(self, kind: int, flags: int, length: int) -> int:
         if kind == _HEADERS:
             return 0
-        if kind == _DATA and (length or flags & _END_STREAM) and not flags & _PADDED:
+        if kind == _DATA and flags & _PADDED:
+            return 0 if length > _MOST_PADDING else 1
+        if kind == _DATA and (length or flags & _END_STREAM):
             return 0
         return 1 if kind == _SETTINGS and flags & _ACK else _COSTS.get(kind, 1)
 
