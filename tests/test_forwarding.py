@@ -21,6 +21,7 @@ from pyproxy.sections import TargetTimeouts
 from tests.programs import program
 from tests.support import (
     DEADLINE,
+    Gate,
     Message,
     RawTarget,
     Wire,
@@ -221,6 +222,18 @@ def test_closes_when_the_client_says_so() -> None:
         wire.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert wire.read_message().get("Connection") == "close"
         assert wire.at_end()
+
+
+def test_the_last_answer_comes_whole_though_the_client_has_sent_more() -> None:
+    """As clients do that end a body with an empty line. A close with bytes unread is a reset."""
+    gate = Gate(b"x" * 2_000_000)
+    with proxied(gate) as (proxy, _), client(proxy.url, receive_buffer=4096) as wire:
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
+        gate.arrived.get(timeout=DEADLINE)
+        wire.send(b"\r\n")
+        gate.open.set()
+        assert len(wire.read_message().body) == 2_000_000
+        assert wire.read_to_end() == b""
 
 
 def test_answers_pipelined_requests_in_order() -> None:

@@ -337,6 +337,27 @@ def test_the_end_is_said_in_tls_while_an_upload_comes_to_its_own(
         assert wire.read_to_end().endswith(b"whole")
 
 
+def test_what_tls_holds_behind_the_last_request_does_not_end_its_answer(
+    local: tuple[str, str],
+) -> None:
+    """A record with the end of a body in it, and more."""
+    with (
+        RawTarget(replying(answer(b"x" * 2_000_000))) as target,
+        Proxy(targets=[target.url], **over(local)) as proxy,
+        socket.socket() as plain,
+    ):
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
+        with Wire(trusting(local).wrap_socket(plain, server_hostname="localhost")) as wire:
+            wire.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+            )
+            for _ in range(10):
+                wire.send(b"x" * 16000)
+            assert len(wire.read_message().body) == 2_000_000
+            assert wire.read_to_end() == b""
+
+
 def test_idle_tls_connections_are_ended_on_drain(local: tuple[str, str]) -> None:
     with lettered("a") as a, Proxy(targets=[a.url], **over(local)) as proxy:
         wire = connect(proxy.url, trusting(local))

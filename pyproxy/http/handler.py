@@ -69,7 +69,6 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self.served = 0  # requests
         self.protocol: str | None = None  # that TLS has chosen
         self.ended = False  # the server has shut the receiving side while it was idle
-        self.hurried = False  # ends after its answer, though the client may have sent more already
         self.start = b""  # of the request that is read, for the access log
         # Of the request before: a client sends the same lines again.
         self._block = b""
@@ -129,11 +128,16 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         return True
 
     @property
-    def addresses(self) -> Addresses:
-        """Where the client's connection comes from, and where it went to."""
+    def plain(self) -> socket.socket:
+        """The client's socket, below TLS."""
         sock = self.request.plain if isinstance(self.request, TLSSocket) else self.request
         assert isinstance(sock, socket.socket)
-        return self._introduced or addresses_of(sock)
+        return sock
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where the client's connection comes from, and where it went to."""
+        return self._introduced or addresses_of(self.plain)
 
     def shake_hands(self, server_tls: ServerTLS) -> bool:
         """TLS, within ``timeouts.header``; False if there is nobody to serve."""
@@ -166,7 +170,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         net.shut(self.request)
 
     def _end(self) -> None:
-        if self.server.closing or self.hurried or self.ended:
+        if self.server.closing or self.ended:
             self.unread = self.unread or net.readable(self.request)
         if not self.broken and (self.unread or self.buffer):
             self._linger()
@@ -196,6 +200,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             finally:
                 self.log_access(request)
         self.served += 1
+        if not (self.keep or self.broken or self._relay):
+            self.unread = self.unread or net.unread(self.request)
 
     def serve_http2(self, start: bytes = b"") -> None:
         """Serves the rest of the connection as HTTP/2; ``start`` is what has come of it."""
@@ -418,8 +424,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             else:
                 self.unread = True
         if self.server.hurry and self.server.connections.makes_room(self):
-            self.hurried = True
-        return request.fields.keep_alive and not self.unread and not self.ended and not self.hurried
+            return False
+        return request.fields.keep_alive and not self.unread and not self.ended
 
     def relay_interim(self, request: Request, head: ReplyHead) -> None:
         """Passes a 1xx on, but not to HTTP/1.0 (RFC 9110, 15.2)."""
@@ -521,7 +527,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         try:
             while (left := deadline - time.monotonic()) > 0:
                 self.set_patience(left)
-                if not self.request.recv(_BULK):
+                if not self.plain.recv(_BULK):  # what nobody reads needn't be decrypted
                     return
         except OSError:
             return
