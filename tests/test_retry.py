@@ -348,6 +348,20 @@ def test_a_truncated_body_is_visible_even_to_http_1_0(kind: str) -> None:
             wire.read_message()
 
 
+def test_a_body_that_is_not_taken_is_broken_off_visibly_even_to_http_1_0() -> None:
+    endless = after_request(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 20_000_000)
+    with (
+        RawTarget(endless) as target,
+        Proxy(targets=[target.url], timeouts={"send": 0.3}) as proxy,
+        client(proxy.url, receive_buffer=4096) as wire,
+    ):
+        wire.send(b"GET / HTTP/1.0\r\n\r\n")
+        eventually(lambda: target.requests)
+        eventually(lambda: not proxy.connections)
+        with pytest.raises(ConnectionResetError):
+            wire.read_to_end()
+
+
 def test_a_body_that_stops_coming_is_broken_off() -> None:
     silent = after_request(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", Wire.read_to_end)
     with (

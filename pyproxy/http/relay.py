@@ -10,7 +10,7 @@ until close           chunked                     until close
 from typing import TYPE_CHECKING
 
 from pyproxy import net
-from pyproxy.errors import ConnectionLost, HTTPError, TargetError
+from pyproxy.errors import ClientGone, ConnectionLost, HTTPError, TargetError
 from pyproxy.http.body import ChunkedDecoder, chunk, last_chunk
 from pyproxy.http.forward import Reply, Request
 from pyproxy.http.message import connection_line
@@ -78,7 +78,7 @@ def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> boo
                 client.send(out)
                 head = b""
             client.size += len(piece)
-    except TargetError:
+    except (TargetError, ClientGone):  # a client that took nothing for long may go on reading
         if not chunked:
             # To HTTP/1.0 the end of the connection is the end of the body.
             net.reset_on_close(client.request)
