@@ -206,6 +206,13 @@ class TLSSocket:
         finally:
             self._sending.release()
 
+    def finish(self) -> None:
+        """Says goodbye, and waits as long as a send may until the kernel has room for that."""
+        self.say_goodbye()
+        if self.unsent:
+            with contextlib.suppress(OSError):
+                self.sendall(b"")
+
     def close(self) -> None:
         self.say_goodbye()
         self.plain.close()

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyproxy.http.upload import Upload
 from pyproxy.lab.certificate import CertificateError, make_certificate
 from pyproxy.settings import parse
 from pyproxy.tcp.client_hello import Incomplete, server_name
+from pyproxy.tls import ServerTLS
 from tests.programs import ROOT, program, run
 from tests.support import (
     DEADLINE,
@@ -307,6 +309,39 @@ def test_the_end_is_said_in_tls(local: tuple[str, str]) -> None:
     ):
         wire.send(close)
         assert wire.read_to_end().endswith(b"a"), "a missing close_notify would raise"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_end_is_said_in_tls_when_there_is_room_for_it(
+    local: tuple[str, str], full: bool
+) -> None:
+    here, there = socket.socketpair()
+    there.settimeout(DEADLINE)
+    with here, there, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ServerTLS([local]).accept, here, DEADLINE)
+        context = trusting(local)
+        with context.wrap_socket(
+            there, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as wrapped:
+            server = waiting.result()
+            sent = server.send(b"x" * 1000)
+            here.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while full:
+                    sent += server.send(b"x" * 16384)
+            here.setblocking(True)
+
+            def end() -> None:
+                server.finish()
+                server.close()
+
+            ended = pool.submit(end)
+            eventually(lambda: server._closed)
+            received = 0
+            while data := wrapped.recv(65536):
+                received += len(data)
+            assert received == sent
+            ended.result()
 
 
 def test_the_end_is_said_in_tls_while_an_upload_comes_to_its_own(

@@ -109,7 +109,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             while self.keep:
                 self.serve_request()
         except ClientGone:
-            pass
+            self.broken = True
 
     def introduce(self) -> bool:
         """Takes the client's address from the PROXY header that a connection begins with; False if
@@ -172,6 +172,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
     def _end(self) -> None:
         if self.server.closing or self.ended:
             self.unread = self.unread or net.readable(self.request)
+        if isinstance(self.request, TLSSocket) and not self.broken:
+            self.request.finish()
         if not self.broken and (self.unread or self.buffer):
             self._linger()
         if self.upload and not self.upload.finish(0):
