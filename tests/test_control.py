@@ -2,12 +2,14 @@
 
 import contextlib
 import socket
+import threading
 from typing import Any
 
 import pytest
 import requests
 
 from pyproxy import Proxy
+from pyproxy.balancing.target import State, Target
 from pyproxy.control.control import Control, Journal, target_id, targets_said
 from pyproxy.control.described import Described
 from pyproxy.control.handover import Inheritance
@@ -162,6 +164,30 @@ def test_it_explains_what_keys_and_cookies_do() -> None:
                 served = get(proxy.url, "/", f"X-User: {user}").body.decode()
                 assert targets["abc".index(served)].url == told
             assert control.explain(Described(uri="/sticky/x"))["route"] == "/sticky"
+
+
+def test_the_journal_tells_deeds_in_the_order_in_which_they_were_done() -> None:
+    with Proxy(targets=["http://127.0.0.1:1"]) as proxy:
+        known = id_of(proxy.control, "http://127.0.0.1:1")
+        draining, go_on = threading.Event(), threading.Event()
+
+        def hold(target: Target, verb: str, reason: str) -> None:
+            if verb == "draining":
+                draining.set()
+                assert go_on.wait(DEADLINE)
+
+        proxy.pool.watch(hold)
+        first = threading.Thread(target=proxy.control.drain, args=(known,))
+        first.start()
+        assert draining.wait(DEADLINE)
+        second = threading.Thread(target=proxy.control.ready, args=(known,))
+        second.start()
+        second.join(0.2)  # it may be done, or wait for the first
+        go_on.set()
+        first.join()
+        second.join()
+        assert proxy.pool.targets[0].wanted is State.LIVE
+        assert list(proxy.control.journal) == [("ready", known)]
 
 
 def test_the_journal_keeps_the_last_word_on_each_target() -> None:

@@ -28,6 +28,14 @@ def test_evicting_and_restoring_swap_what_is_live_whole() -> None:
     assert not pool.evicted()
 
 
+def test_one_address_is_in_a_pool_once() -> None:
+    pool = pool_of(2)
+    assert not pool.add(make_target(8001), "again")
+    assert len(pool.targets) == 2
+    assert pool.add(make_target(8001), "in its place", leaving=pool.targets[:1])
+    assert [one.port for one in pool.targets] == [8001, 8002, 8001]
+
+
 def test_a_request_keeps_its_number_so_that_retries_spread_evenly() -> None:
     pool = pool_of(5)
     third = pool.targets[2]

@@ -330,12 +330,19 @@ class TargetPool:
             self._settle()
         self._tell(target, {State.LIVE: "put back"}.get(state, str(state)), reason)
 
-    def add(self, target: Target, reason: str, now: float = 0.0) -> None:
+    def add(
+        self, target: Target, reason: str, now: float = 0.0, leaving: Collection[Target] = ()
+    ) -> bool:
+        """Does nothing, and returns False, if one at its address is there, but for those that are
+        ``leaving``."""
         with self._lock:
+            if any(one.url == target.url and one not in leaving for one in self.targets):
+                return False
             self.targets += (target,)
             target.since = self._now = now
             self._settle()
         self._tell(target, "added", reason)
+        return True
 
     def remove(self, target: Target, reason: str) -> None:
         """Forgets a target. What it has under way is finished."""

@@ -12,6 +12,7 @@ A target's id is the same in every process and after each start.
 
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -76,34 +77,40 @@ class Running(Protocol):
 
 class Journal:
     """What was done by hand since the start, for a process that is started later. Not more than the
-    state in which it left each target."""
+    state in which it left each target. May be used from any thread."""
 
     def __init__(self, entries: Iterable[Deed] = ()) -> None:
         self._deeds: dict[tuple[str, str], Deed] = {}
+        # Protects them: a reload settles what others note.
+        self._lock = threading.Lock()
         for entry in entries:
             self.note(*entry)
 
     def note(self, verb: str, target: str, *arguments: Any) -> None:
         about = {"add": "presence", "remove": "presence", "weight": "weight"}.get(verb, "state")
-        before = self._deeds.get(("presence", target), ())
-        if about == "presence":
-            for key in [key for key in self._deeds if key[1] == target]:
-                del self._deeds[key]
-            if verb == "remove" and before[:1] == ("add",) and before[4:] not in ((), (BY_HAND,)):
-                return  # it was made here: the settings don't name it, and it is gone
-        self._deeds.pop((about, target), None)
-        self._deeds[about, target] = (verb, target, *arguments)
+        with self._lock:
+            before = self._deeds.get(("presence", target), ())
+            if about == "presence":
+                for key in [key for key in self._deeds if key[1] == target]:
+                    del self._deeds[key]
+                made = before[:1] == ("add",) and before[4:] not in ((), (BY_HAND,))
+                if verb == "remove" and made:
+                    return  # it was made here: the settings don't name it, and it is gone
+            self._deeds.pop((about, target), None)
+            self._deeds[about, target] = (verb, target, *arguments)
 
     def __iter__(self) -> Iterator[Deed]:
-        return iter(list(self._deeds.values()))
+        with self._lock:
+            return iter(list(self._deeds.values()))
 
     def settle(self, before: Mapping[str, Json], after: Mapping[str, Json]) -> None:
         """The settings have the last word on what they have changed: the weight of a target, and
         whether it is there. Both are ``targets_said`` by settings."""
-        for about, target in list(self._deeds):
-            was, is_now = before.get(target), after.get(target)
-            if was != is_now and (about == "weight" or was is None or is_now is None):
-                del self._deeds[about, target]
+        with self._lock:
+            for about, target in list(self._deeds):
+                was, is_now = before.get(target), after.get(target)
+                if was != is_now and (about == "weight" or was is None or is_now is None):
+                    del self._deeds[about, target]
 
     def replay(self, verbs: "Verbs") -> None:
         """Does it all again, as far as that makes sense."""
@@ -164,6 +171,9 @@ class Control:
         self.journal = Journal(journal)
         self.fleets = Fleets(self, scaling)
         self._started = time.time()
+        # One target is changed at a time, so that the journal tells it in the order in which it was
+        # done.
+        self._doing = threading.Lock()
 
     def snapshot(self) -> dict[str, Any]:
         """What is there now, in JSON's terms; ``status.Status`` adds what has been counted."""
@@ -243,19 +253,20 @@ class Control:
             told = "\n".join(f"target{path}: {text}" for path, text in parts(error))
             raise ControlError(422, told) from None
         made = service.make(said)
-        if any(one.url == made.url for one in service.pool.targets):
-            raise ControlError(409, f"{made.url} is in the pool {service.name} already")
-        service.pool.add(made, reason, time.monotonic())
         known = target_id(service.name, made.url)
-        self.journal.note("add", known, target, service.name, reason)
+        with self._doing:
+            if not service.pool.add(made, reason, time.monotonic()):
+                raise ControlError(409, f"{made.url} is in the pool {service.name} already")
+            self.journal.note("add", known, target, service.name, reason)
         return known
 
     def remove(self, target: str, reason: str = BY_HAND) -> None:
         """What it has under way is finished."""
-        service, found = self._find(target)
-        service.pool.remove(found, reason)
-        service.forget(found)
-        self.journal.note("remove", target)
+        with self._doing:
+            service, found = self._find(target)
+            service.pool.remove(found, reason)
+            service.forget(found)
+            self.journal.note("remove", target)
 
     def drain(self, target: str, reason: str = BY_HAND) -> None:
         """It finishes what it has, and serves only clients bound to it by their cookie."""
@@ -270,19 +281,21 @@ class Control:
         self._want("ready", target, State.LIVE, BY_HAND)
 
     def _want(self, verb: str, target: str, state: State, reason: str) -> None:
-        service, found = self._find(target)
-        service.pool.want(found, state, reason, time.monotonic())
-        self.journal.note(verb, target)
+        with self._doing:
+            service, found = self._find(target)
+            service.pool.want(found, state, reason, time.monotonic())
+            self.journal.note(verb, target)
 
     def weight(self, target: str, weight: int) -> None:
         """1 to 256."""
-        service, found = self._find(target)
-        try:
-            said = service.read({"url": found.url, "weight": weight})
-        except ValueError as error:
-            raise ControlError(422, "; ".join(text for _, text in parts(error))) from None
-        service.pool.change(found, BY_HAND, weight=said.weight)
-        self.journal.note("weight", target, weight)
+        with self._doing:
+            service, found = self._find(target)
+            try:
+                said = service.read({"url": found.url, "weight": weight})
+            except ValueError as error:
+                raise ControlError(422, "; ".join(text for _, text in parts(error))) from None
+            service.pool.change(found, BY_HAND, weight=said.weight)
+            self.journal.note("weight", target, weight)
 
     def scale(self, count: int, pool: str = "") -> Json:
         """So many targets of a pool whose targets are made; without a name, of the first such.

@@ -88,12 +88,11 @@ class Discovery(threading.Thread):
         return len(self._targets)
 
     def _take(self, addresses: set[str]) -> None:
-        known = {one.url for one in self._pool.targets if one not in self._leaving}
+        why = f"an address of {self._host}"
         for address in sorted(addresses - self._targets.keys()):
             target = self._make(address)
-            if target.url not in known:  # another name's, or said itself
-                self._targets[address] = target
-                self._pool.add(target, f"an address of {self._host}", time.monotonic())
+            if self._pool.add(target, why, time.monotonic(), self._leaving):
+                self._targets[address] = target  # else it is another name's, or said itself
         for address in sorted(self._targets.keys() - addresses):
             target = self._targets.pop(address)
             self._pool.remove(target, f"no longer an address of {self._host}")
