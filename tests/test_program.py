@@ -682,6 +682,43 @@ def test_what_one_worker_refuses_and_others_have_done_is_done(
         assert len([*control.journal]) == 2, "what all refuse isn't noted"
 
 
+def test_a_worker_that_is_wanted_again_while_it_ends_comes_back() -> None:
+    """A reload takes its time before it counts: the thread of one that goes must not end by the
+    settings of before."""
+    from pyproxy.control.workers import Supervisor
+    from pyproxy.settings import Settings
+
+    said = {"listen": "http://127.0.0.1:0", "targets": [8001]}
+    checking, ended, looked = threading.Event(), threading.Event(), threading.Event()
+
+    def check(settings: Settings) -> None:
+        if ended.is_set():
+            checking.set()
+            looked.wait(0.3)  # by which it may have gone
+
+    with Supervisor(parse({**said, "workers": 3}), check=check) as supervisor:
+        close, wanted = supervisor.ledger.close, supervisor._wanted
+
+        def closed(memory: Memory) -> None:
+            ended.set()
+            assert checking.wait(DEADLINE)
+            close(memory)
+
+        def is_wanted(number: int) -> bool:
+            found = wanted(number)
+            if number == 2 and not found:
+                looked.set()
+            return found
+
+        supervisor.ledger.close = closed  # type: ignore[method-assign]
+        supervisor._wanted = is_wanted  # type: ignore[method-assign]
+        supervisor.reload(parse({**said, "workers": 2}))
+        looked.clear()
+        assert ended.wait(DEADLINE)
+        supervisor.reload(parse({**said, "workers": 3}))
+        eventually(lambda: len(supervisor.workers) == 3)
+
+
 def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

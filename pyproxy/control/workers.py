@@ -200,27 +200,34 @@ class Supervisor:
     def _wanted(self, number: int) -> bool:
         return not self._stopping.is_set() and number < self.settings.worker_count
 
+    def _goes_on_with(self, number: int) -> bool:
+        """Whether it is wanted; its thread ends otherwise. One step, as a reload may want it
+        again: then it finds a thread that goes on, or none."""
+        with self.changed:
+            if self._wanted(number):
+                return True
+            self._threads.pop(number, None)
+            return False
+
     def _keep(self, number: int) -> None:
         """Has one worker serve, and another in its place when it ends, for as long as it is
         wanted."""
         deaths = 0
-        while self._wanted(number):
+        while self._goes_on_with(number):
             began = time.monotonic()
             died, said = self._run(number)
             if not self._wanted(number):
-                break
+                continue
             young = time.monotonic() - began < _YOUNG
             deaths = deaths + 1 if died and young else 0
             pause = min(_PAUSE * 2**deaths, _LONGEST) if young else 0
             if deaths >= _LOOP and not self._others_serve(number):
-                self._give_up(f"worker {number} dies again and again: it {said}")
-                break
+                self._give_up(number, f"worker {number} dies again and again: it {said}")
+                return
             level = logging.ERROR if died else logging.INFO
             log.log(level, "worker %d %s; another takes its place", number, said)
             self.restarts[number] += 1
             self._stopping.wait(pause)
-        with self.changed:
-            self._threads.pop(number, None)
 
     def _others_serve(self, number: int) -> bool:
         """Whether some worker has lived long enough to be trusted: then the program goes on."""
@@ -275,8 +282,9 @@ class Supervisor:
         sockets = {name: sock.fileno() for name, sock in opened.items()}
         worker.begin(start, sockets)
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, number: int, problem: str) -> None:
         with self.changed:
+            self._threads.pop(number, None)
             self._problem = problem
             self.changed.notify_all()
         self._failed(problem)
