@@ -298,7 +298,7 @@ class Proxy:
         opened = self.sockets.open(settings.all_places if self._admin else settings.places)
         starting = parts is self._parts
         before = {} if starting else self._parts.services
-        self._connections.limit = net.connection_limit(settings.limits.connections)
+        self._connections.allow(net.connection_limit(settings.limits.connections))
         for name, service in parts.services.items():
             if service is not before.get(name):
                 service.start()

@@ -32,7 +32,7 @@ class Server(Protocol):
     over: bool  # and what is left is broken off
 
     def follow(self) -> None:
-        """Makes sure that it accepts, if it may."""
+        """Makes sure that it accepts, if it serves and may."""
 
 
 class Connection(Protocol):
@@ -77,6 +77,16 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    def allow(self, limit: int) -> None:
+        """From now on so many."""
+        with self._ended:
+            self.limit = limit
+            self._tell()
+            self._ended.notify_all()
+            servers = list(self._servers)
+        for server in servers:
+            server.follow()  # by the limit before, nobody may have
+
     def serve(self, server: Server) -> None:
         """From now on there may be connections of this server."""
         with self._ended:
@@ -113,15 +123,12 @@ class Connections:
     def enter(self, connection: Connection) -> bool:
         """Counts a new connection in, when there is a place for it; False: close it instead."""
         with self._ended:
-            waits = len(self._open) >= self.limit
-            if waits and not self._wait_for_place(connection.server):
+            if len(self._open) >= self.limit and not self._wait_for_place(connection.server):
                 return False
             self._open.add(connection)
             self._pace()
             self.accepted += 1
             self._numbers[self._accepted] += 1
-        if waits:
-            connection.server.follow()  # nobody does, if the limit was raised meanwhile
         return True
 
     def _pace(self) -> None:

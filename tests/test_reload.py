@@ -14,6 +14,8 @@ import pytest
 from pyproxy import Proxy
 from pyproxy.balancing.target import State
 from pyproxy.errors import ControlError, ListenError, SettingsError
+from pyproxy.http.message import Peer
+from pyproxy.http.server import ProxyServer
 from pyproxy.settings import Settings, differences, parse
 from tests.support import (
     DEADLINE,
@@ -283,6 +285,39 @@ def test_a_proxy_that_has_stopped_is_not_reloaded() -> None:
         with pytest.raises(ControlError, match="stopped"):
             proxy.reload(said(targets=[a.url]))
         assert refused(url)
+
+
+def test_a_raised_limit_counts_also_for_who_is_on_the_way_to_a_place() -> None:
+    gate, coming, go_on = Gate(b"x"), threading.Event(), threading.Event()
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], limits={"connections": 1}) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [stack.enter_context(client(proxy.url))]
+        wires[0].send(GET)
+        gate.arrived.get(timeout=DEADLINE)
+        [server] = proxy._servers.values()
+        assert isinstance(server, ProxyServer)
+        peer = server.peer
+
+        def held(address: tuple[Any, ...]) -> Peer:
+            coming.set()
+            assert go_on.wait(DEADLINE)
+            return peer(address)
+
+        server.peer = held  # type: ignore[method-assign]
+        for _ in range(2):
+            wires.append(stack.enter_context(client(proxy.url)))
+            wires[-1].send(GET)
+        assert coming.wait(DEADLINE)
+        proxy.reload(said(targets=[target.url], limits={"connections": 9}))
+        go_on.set()
+        for _ in range(2):
+            gate.arrived.get(timeout=DEADLINE)
+        gate.open.set()
+        for wire in wires:
+            assert wire.read_message().body == b"x"
 
 
 def test_a_raised_limit_counts_at_once() -> None:
