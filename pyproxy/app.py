@@ -426,6 +426,10 @@ class Proxy:
                     functools.partial(server.shutdown, drain, handed_over=left),
                     "pyproxy-shutdown",
                 )
+            if drain is not None:  # those that a reload has retired have taken their own time
+                for server in self._retiring.copy():
+                    shut = functools.partial(server.shutdown, drain, handed_over=True)
+                    self._thread(shut, "pyproxy-shutdown")
             for thread in self._threads:
                 thread.join()
             self._close(handed_over)

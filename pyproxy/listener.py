@@ -159,7 +159,10 @@ class Listener(socketserver.TCPServer):
     def shutdown(self, drain: float | None = None, *, handed_over: bool = False) -> None:
         """Stops accepting, serves what has been accepted or waits in the backlog, and returns when
         all is finished, or breaks the rest off after ``drain`` seconds (``timeouts.drain``). If the
-        socket is ``handed_over``, it and its backlog are left to the other processes."""
+        socket is ``handed_over``, it and its backlog are left to the other processes. Does nothing
+        when that is done; while it is under way, the shorter time counts."""
+        if self._stopped.is_set():
+            return
         deadline = time.monotonic() + (self.timeouts.drain if drain is None else drain)
         self.hasty = not handed_over
         self.connections.drain(self)

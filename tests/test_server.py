@@ -13,6 +13,7 @@ from pyproxy import Proxy, connections, net
 from pyproxy.errors import ListenError, SettingsError
 from pyproxy.http.handler import ProxyHandler
 from pyproxy.http.server import ProxyServer
+from pyproxy.settings import parse
 from tests.support import (
     DEADLINE,
     Gate,
@@ -132,6 +133,37 @@ def test_no_more_connections_make_room_than_wait(monkeypatch: pytest.MonkeyPatch
         gate.open.set()
         said = [wire.read_message().get("Connection") for wire in wires]
         assert sorted(map(str, said)) == ["None", "None", "None", "None", "close"]
+
+
+def test_what_is_stopped_may_be_stopped_again(caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[object] = []
+    before, threading.excepthook = threading.excepthook, failed.append
+    try:
+        with Proxy(targets=["http://127.0.0.1:1"]) as proxy:
+            proxy.stop()
+            proxy.stop()
+    finally:
+        threading.excepthook = before
+    assert not failed
+    assert not caplog.messages
+
+
+def test_stopping_at_once_waits_for_nobody_whom_a_reload_has_left_behind() -> None:
+    gate = Gate()
+    with RawTarget(gate) as target:
+        two = ["http://127.0.0.1:0", "http://127.0.0.1:0"]
+        proxy = Proxy(targets=[target.url], listen=two)
+        proxy.start()
+        with client(proxy.urls[1]) as busy:
+            busy.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            proxy.reload(parse({"targets": [target.url], "listen": two[:1]}))
+            stopping = threading.Thread(target=proxy.stop, args=(0,))
+            stopping.start()
+            stopping.join(DEADLINE)
+            assert not stopping.is_alive()
+            assert busy.at_end()
+        gate.open.set()
 
 
 def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None:
