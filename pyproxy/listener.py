@@ -115,7 +115,7 @@ class Listener(socketserver.TCPServer):
                 except OSError as error:
                     if self.closing:
                         return
-                    if net.exhausted(error):
+                    if net.exhausted(error) and not net.make_room(error):
                         log.error("can't accept a connection: %s", net.reason(error))
                         time.sleep(0.1)  # a connection that ends makes room
                     continue

@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, overload
 
 from pyproxy.errors import ListenError
@@ -91,8 +91,14 @@ def exhausted(error: OSError) -> bool:
     return error.errno in _EXHAUSTED
 
 
-def out_of_files(error: OSError) -> bool:
-    return error.errno in (errno.EMFILE, errno.ENFILE)
+# What closes a file that can be done without; False if it has none.
+spares: list[Callable[[], bool]] = []
+
+
+def make_room(error: OSError) -> bool:
+    """Whether what failed with ``error`` may be tried again: it was for want of files, and one that
+    can be done without has been closed."""
+    return error.errno in (errno.EMFILE, errno.ENFILE) and any(give() for give in spares)
 
 
 def reason(error: OSError) -> str:
@@ -132,6 +138,15 @@ def no_delay(sock: Socket) -> None:
 def connect(host: str, port: int, timeout: float) -> socket.socket:
     """A blocking connection to the first address of ``host`` that answers, within ``timeout``
     seconds in all. Raises ``OSError``."""
+    while True:
+        try:
+            return _connect(host, port, timeout)
+        except OSError as error:
+            if not make_room(error):
+                raise
+
+
+def _connect(host: str, port: int, timeout: float) -> socket.socket:
     deadline = time.monotonic() + timeout
     failure: OSError | None = None
     for family, kind, proto, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):

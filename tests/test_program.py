@@ -503,6 +503,31 @@ def test_files_that_may_be_open_limit_the_connections(folder: Path) -> None:
             assert {wire.read_message().status for wire in wires} == {200}
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_a_client_is_accepted_where_idle_connections_to_targets_have_taken_all_files(
+    folder: Path,
+) -> None:
+    resource = pytest.importorskip("resource")
+    gate = Gate(b"x")
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(RawTarget(gate))
+        served = stack.enter_context(Served(folder, targets=[target.url]).running())
+        wires = [stack.enter_context(client(served.url)) for _ in range(10)]
+        for wire in wires:
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+        gate.open.set()
+        assert {wire.read_message().status for wire in wires} == {200}
+        pid = served.process.pid
+        files = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+        most = max(files) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        for _ in range(most - len(files) + 5):  # five more than there is a free number for
+            wires.append(stack.enter_context(client(served.url)))
+            wires[-1].send(GET)
+            assert wires[-1].read_message().status == 200
+
+
 def test_a_second_signal_ends_workers_at_once(folder: Path) -> None:
     gate = Gate(b"x")
     with (

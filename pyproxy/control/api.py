@@ -122,8 +122,9 @@ class AdminServer(http.server.ThreadingHTTPServer):
         except BlockingIOError:
             return False
         except OSError as error:
-            log.error("can't accept a connection: %s", net.reason(error))
-            self._stopping.wait(self.PAUSE)
+            if not net.make_room(error):
+                log.error("can't accept a connection: %s", net.reason(error))
+                self._stopping.wait(self.PAUSE)
             return False
         name = f"pyproxy-admin-{address[0]}:{address[1]}"
         thread = threading.Thread(target=self._serve, args=(sock, address), name=name, daemon=True)

@@ -45,10 +45,13 @@ def _make_room() -> bool:
     """Closes an idle connection to whoever has most of them; False if nobody has any."""
     with _counting:
         everybody = list(_all)
-    while (richest := max(everybody, key=lambda one: one.idle)).idle:
+    while everybody and (richest := max(everybody, key=lambda one: one.idle)).idle:
         if richest.close_one():
             return True
     return False
+
+
+net.spares.append(_make_room)
 
 
 class Upstream:
@@ -103,20 +106,17 @@ class Upstream:
     def connect(self, hello: bytes = b"") -> "TargetConnection":
         """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
         503 when it is this machine that has run out of something."""
-        while True:
-            try:
-                sock = self._open(hello)
-            except OSError as error:
-                if net.out_of_files(error) and _make_room():
-                    continue
-                if net.exhausted(error):
-                    raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
-                raise ConnectFailed(f"connect: {net.reason(error)}") from None
-            except UnicodeError:
-                raise ConnectFailed("connect: the name can't be looked up") from None
-            net.set_receive_timeout(sock, self.tick)
-            net.set_send_timeout(sock, self.timeouts.send)
-            return TargetConnection(sock, self)
+        try:
+            sock = self._open(hello)
+        except OSError as error:
+            if net.exhausted(error):
+                raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
+            raise ConnectFailed(f"connect: {net.reason(error)}") from None
+        except UnicodeError:
+            raise ConnectFailed("connect: the name can't be looked up") from None
+        net.set_receive_timeout(sock, self.tick)
+        net.set_send_timeout(sock, self.timeouts.send)
+        return TargetConnection(sock, self)
 
     def _open(self, hello: bytes) -> net.Socket:
         target = self.target
