@@ -9,6 +9,7 @@ import pytest
 
 from pyproxy import Proxy
 from tests.support import (
+    DEADLINE,
     RawTarget,
     Wire,
     answer,
@@ -35,6 +36,24 @@ class Sick(RawTarget):
             wire.send(answer(self.body, status=self.status))
         else:
             wire.send(answer(b"served"))
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_machine_out_of_descriptors_evicts_nobody(
+    tcp: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Sick() as target, watched(target.url, interval=DEADLINE, fall=1, tcp=tcp) as proxy:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            proxy.services[0].recovery.probe()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(proxy.pool.live) == 1
+        assert f"can't check {target.url}: " in caplog.text
+        proxy.services[0].recovery.probe()
+        assert len(proxy.pool.live) == 1
 
 
 def watched(*urls: str, **health: Any) -> Proxy:

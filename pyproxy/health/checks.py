@@ -1,6 +1,7 @@
 """Checks: what one look at a target is, over HTTP or by a bare connection."""
 
 import contextlib
+import errno
 import ssl
 import time
 from collections.abc import Callable
@@ -18,6 +19,10 @@ _START = 65536  # bytes of a body in which its text is looked for
 
 class CheckFailed(Exception):
     """A target doesn't count as healthy; the text says why."""
+
+
+class CantLook(CheckFailed):
+    """This machine is out of something: that says nothing of the target."""
 
 
 def check_as(health: Health, context: ssl.SSLContext | None = None, hello: bytes = b"") -> Check:
@@ -43,7 +48,7 @@ class TCPCheck:
                     sock.sendall(self._hello)
         except (OSError, UnicodeError) as error:
             said = net.reason(error) if isinstance(error, OSError) else "no such name"
-            raise CheckFailed(f"connect: {said}") from None
+            raise _kind(error)(f"connect: {said}") from None
         return "took a connection"
 
 
@@ -71,7 +76,7 @@ class HTTPCheck:
                     self._judge(response, deadline)
                     return f"answered {response.status}"
         except (OSError, HTTPException, ValueError) as error:  # the latter: of the name
-            raise CheckFailed(brief(error)) from None
+            raise _kind(error)(brief(error)) from None
 
     def _judge(self, response: HTTPResponse, deadline: float) -> None:
         status, health = response.status, self._health
@@ -108,6 +113,13 @@ class _Connection(HTTPConnection):
             self.sock.sendall(self._hello)
         if self._context:
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _kind(error: Exception) -> type[CheckFailed]:
+    if isinstance(error, OSError) and net.exhausted(error):
+        # Without ports there is no address, nor where a target's can't be reached from here.
+        return CheckFailed if error.errno == errno.EADDRNOTAVAIL else CantLook
+    return CheckFailed
 
 
 def brief(error: Exception) -> str:

@@ -17,7 +17,7 @@ from operator import itemgetter
 
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
-from pyproxy.health.checks import Check, CheckFailed
+from pyproxy.health.checks import CantLook, Check, CheckFailed
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ class RecoveryThread(threading.Thread):
     def _run_check(self, target: Target) -> None:
         try:
             self._judge(target, True, self._check(target))
+        except CantLook as failure:
+            log.error("can't check %s: %s", target.url, failure)
         except CheckFailed as failure:
             self._judge(target, False, str(failure))
         finally:
