@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from pyproxy.balancing.policies import FunctionPolicy, HashRingPolicy
 from pyproxy.balancing.pool import TargetPool
 from pyproxy.balancing.target import State, Target
 from pyproxy.errors import EmptyRing
@@ -26,6 +27,36 @@ def test_evicting_and_restoring_swap_what_is_live_whole() -> None:
     pool.restore(b, "back")
     assert [*pool.live] == [a, b, c], "in the order of the settings"
     assert not pool.evicted()
+
+
+def test_one_that_is_gone_is_not_restored() -> None:
+    """A check of it may be under way."""
+    pool = pool_of(2)
+    gone = pool.targets[0]
+    pool.evict(gone, "failed")
+    pool.remove(gone, "no longer")
+    told: list[str] = []
+    pool.watch(lambda target, verb, reason: told.append(verb))
+    pool.restore(gone, "well again")
+    assert not told
+
+
+def test_a_policy_that_is_replaced_while_a_function_chooses_lets_it_choose() -> None:
+    pool = TargetPool([make_target(8001)], policy=FunctionPolicy(lambda _, targets: targets[0]))
+
+    class Tried(tuple[Target, ...]):
+        def __contains__(self, target: object) -> bool:
+            pool.update(
+                lambda now: now,
+                HashRingPolicy(),
+                max_fails=1,
+                max_evicted=None,
+                queue_size=0,
+                reason="by the test",
+            )
+            return False
+
+    assert pool.wish(Ask(), Tried(), 0.0) is pool.targets[0]
 
 
 def test_one_address_is_in_a_pool_once() -> None:

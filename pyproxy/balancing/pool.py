@@ -89,12 +89,13 @@ class TargetPool:
 
     def wish(self, request: Asked, tried: Targets, now: float) -> Target | None:
         """What a policy that is a user's function wants; None for any other policy."""
-        if not isinstance(self.policy, FunctionPolicy):
+        policy = self.policy  # which a reload may replace meanwhile
+        if not isinstance(policy, FunctionPolicy):
             return None
         with self._lock:
             self._give_number(request)
-        targets = tuple(one for one in self.policy.live if one not in tried and not one.full)
-        return self.policy.wish(request, targets, now) if targets else None
+        targets = tuple(one for one in policy.live if one not in tried and not one.full)
+        return policy.wish(request, targets, now) if targets else None
 
     def pick(
         self,
@@ -306,9 +307,9 @@ class TargetPool:
         return out > self._max_evicted * len(self.targets)
 
     def restore(self, target: Target, reason: str, now: float = 0.0) -> None:
-        """Takes an evicted target back; does nothing to another."""
+        """Takes an evicted target back; does nothing to another, nor to one that is gone."""
         with self._lock:
-            if not target.evicted:
+            if not target.evicted or target not in self.targets:
                 return
             target.since = self._now = now
             self._set_evicted(target, False)
