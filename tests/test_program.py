@@ -32,6 +32,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 pytestmark = needs_fork
 
 
+ADMIN = {"admin": {"listen": "http://127.0.0.1:0"}}
+
+
 class Served:
     """``python -m pyproxy`` in a folder of its own, with an appsettings.json to be edited."""
 
@@ -39,7 +42,7 @@ class Served:
         self.file = folder / "appsettings.json"
         self.said = {
             "listen": "http://127.0.0.1:0",
-            "admin": {"listen": "http://127.0.0.1:0"},
+            **ADMIN,
             **said,
         }
         self.write()
@@ -705,6 +708,34 @@ def test_what_one_worker_refuses_and_others_have_done_is_done(
         with pytest.raises(ControlError, match="is in the pool default already"):
             control.add("http://127.0.0.1:8003")
         assert len([*control.journal]) == 2, "what all refuse isn't noted"
+
+
+def test_the_admin_api_does_not_come_back_when_a_reload_ends_after_it() -> None:
+    """In another program that has taken over, it is another's."""
+    from pyproxy.control.workers import Supervisor
+    from pyproxy.settings import Settings
+
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001], "workers": 2, **ADMIN})
+    began, checking, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def check(settings: Settings) -> None:
+        if began.is_set():
+            checking.set()
+            assert go_on.wait(DEADLINE)
+
+    supervisor = Supervisor(said, check=check)
+    supervisor.start()
+    began.set()
+    reloading = threading.Thread(target=supervisor.reload, args=(said,))
+    reloading.start()
+    assert checking.wait(DEADLINE)
+    stopping = threading.Thread(target=supervisor.stop)
+    stopping.start()
+    eventually(lambda: supervisor.admin_url is None)
+    go_on.set()
+    reloading.join()
+    stopping.join()
+    assert supervisor.admin_url is None
 
 
 def test_a_worker_that_is_wanted_again_while_it_ends_comes_back() -> None:
