@@ -212,4 +212,10 @@ class Listener(socketserver.TCPServer):
                     self._thread_count -= 1
                     self._idle.notify_all()
 
-        threading.Thread(target=serve, name="pyproxy-backlog", daemon=True).start()
+        try:
+            threading.Thread(target=serve, name="pyproxy-backlog", daemon=True).start()
+        except RuntimeError as error:  # this one is lost, but the end isn't held up
+            log.error("can't start a thread: %s", error)
+            request.close()
+            with self._idle:
+                self._thread_count -= 1

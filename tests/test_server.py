@@ -135,6 +135,31 @@ def test_no_more_connections_make_room_than_wait(monkeypatch: pytest.MonkeyPatch
         assert sorted(map(str, said)) == ["None", "None", "None", "None", "close"]
 
 
+def test_a_system_without_threads_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "pyproxy-backlog":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    gate = Gate()
+    with RawTarget(gate) as target, contextlib.ExitStack() as stack:
+        proxy = Proxy(targets=[target.url], limits={"connections": 1})
+        proxy.start()
+        wires = [stack.enter_context(client(proxy.url)) for _ in range(4)]
+        for wire in wires:
+            wire.send(GET)
+        gate.arrived.get(timeout=DEADLINE)
+        eventually(lambda: proxy._connections._waiting)
+        stopping = threading.Thread(target=proxy.stop, daemon=True)
+        stopping.start()
+        gate.open.set()
+        stopping.join(DEADLINE)
+        assert not stopping.is_alive()
+
+
 def test_what_is_stopped_may_be_stopped_again(caplog: pytest.LogCaptureFixture) -> None:
     failed: list[object] = []
     before, threading.excepthook = threading.excepthook, failed.append
