@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
 from pyproxy import Proxy, net
 from pyproxy.errors import SettingsError
@@ -659,6 +659,39 @@ def test_a_client_at_the_limit_of_connections_gets_its_place() -> None:
         with Http2Client(proxy.url) as second:
             assert second.get().body == b"x"
         assert first.end() == NO_ERROR
+
+
+def test_one_that_makes_room_when_its_streams_have_ended_is_asked_once() -> None:
+    """Else no other would be asked meanwhile."""
+    gate = Gate()
+    with (
+        proxied(gate, limits={"connections": 1}) as (proxy, _),
+        Http2Client(proxy.url) as one,
+    ):
+        connections, asked = proxy._connections, []
+        makes_room = connections.makes_room
+
+        def counted(connection: Any) -> bool:
+            asked.append(makes_room(connection))
+            return asked[-1]
+
+        connections.makes_room = counted  # type: ignore[method-assign]
+        one.ask()
+        gate.arrived.get(timeout=DEADLINE)
+        with client(proxy.url) as other:
+            other.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            while one.goaway is None:
+                assert one.read()
+            [server] = proxy._servers.values()
+            for _ in range(3):
+                eventually(lambda: server.hurry)
+                one.send(PingFrame(0, b"12345678"))
+                while not isinstance(one.read(), PingFrame):
+                    pass
+            gate.open.set()
+            assert one.answer().body == b"x"
+            assert other.read_message().body == b"x"
+        assert asked.count(True) == 1
 
 
 def test_an_idle_connection_ends() -> None:

@@ -199,7 +199,10 @@ class Http2Connection:
 
     def _goes_on(self) -> bool:
         with self.lock:
-            hurry = self.server.hurry and (self.handler.served or self._streams)
+            used = self.handler.served or self._streams
+            # Asked once: it would be counted again and again as one that leaves, and no other be
+            # asked while its streams take their time.
+            hurry = self.server.hurry and used and self._last is None
             if hurry and self.server.connections.makes_room(self.handler):
                 self._say_goodbye(_NO_ERROR, "")
             leaving = self._last is not None or self._frames.going
