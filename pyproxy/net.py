@@ -95,10 +95,14 @@ def exhausted(error: OSError) -> bool:
 spares: list[Callable[[], bool]] = []
 
 
+def out_of_files(error: OSError) -> bool:
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def make_room(error: OSError) -> bool:
     """Whether what failed with ``error`` may be tried again: it was for want of files, and one that
     can be done without has been closed."""
-    return error.errno in (errno.EMFILE, errno.ENFILE) and any(give() for give in spares)
+    return out_of_files(error) and any(give() for give in spares)
 
 
 def reason(error: OSError) -> str:
@@ -340,27 +344,28 @@ def raise_file_limit(connections: int) -> None:
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * connections + _OTHER_FILES  # on each side one
+    needed = 2 * connections + _OTHER_FILES  # on each side one, if all are busy
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < needed:
+    if (possible := connection_limit(connections)) < connections:
         log.warning(
             "limits.connections: %d may need %d open files, and %d are allowed (`ulimit -n`):"
             " no more than %d are served at once, others wait",
             connections,
             needed,
             most,
-            connection_limit(connections),
+            possible,
         )
 
 
 def connection_limit(wanted: int) -> int:
-    """How many clients can be served at once: ``wanted``, or as many as there may be files for."""
+    """How many clients may be connected at once: ``wanted``, or what leaves a quarter of the files
+    that may be open to targets, where one that is wanted is waited for."""
     if resource is None:
         return wanted
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return wanted
-    return min(wanted, max(1, (files - _OTHER_FILES) // 2))
+    return min(wanted, max(1, (files - _OTHER_FILES) * 3 // 4))

@@ -478,21 +478,26 @@ def test_more_connections_get_more_files(folder: Path, count: int) -> None:
                 assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == 2100
 
 
-def test_files_that_may_be_open_limit_the_connections(folder: Path) -> None:
-    """Of 200 files 50 clients get one, and one to a target; idle connections to others make room.
-    More clients wait."""
+def with_files(most: int, folder: Path) -> contextlib.AbstractContextManager[Program]:
+    """The program, that may have so many files open."""
     pytest.importorskip("resource")
-    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200));"
+    limit = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}));"
     run = f"{limit} runpy.run_module('pyproxy', run_name='__main__')"
+    return command(sys.executable, "-c", run, cwd=folder)
+
+
+def test_files_that_may_be_open_limit_the_connections(folder: Path) -> None:
+    """Of 200 files 75 clients get one, and one to a target; idle connections to others make room.
+    More clients wait."""
     gate = Gate(b"x")
     with contextlib.ExitStack() as stack:
         targets = [stack.enter_context(RawTarget(gate)) for _ in range(3)]
         routes = [{"path": f"/{at}", "targets": [one.url]} for at, one in enumerate(targets)]
         Served(folder, routes=routes, limits={"connections": 1000}, log={"level": "info"})
-        served = stack.enter_context(command(sys.executable, "-c", run, cwd=folder))
-        served.wait_for("no more than 50 are served at once")
+        served = stack.enter_context(with_files(200, folder))
+        served.wait_for("no more than 75 are served at once")
         served.wait_for("admin: ")
-        wires = [stack.enter_context(client(served.url)) for _ in range(50)]
+        wires = [stack.enter_context(client(served.url)) for _ in range(75)]
         for at in range(3):
             gate.open.clear()
             for wire in wires:
@@ -501,9 +506,27 @@ def test_files_that_may_be_open_limit_the_connections(folder: Path) -> None:
             if at == 2:
                 wires.append(stack.enter_context(client(served.url)))
                 wires[-1].send(GET.replace(b"/", b"/2", 1))
-                served.wait_for("limits.connections reached: 50 are open")
+                served.wait_for("limits.connections reached: 75 are open")
             gate.open.set()
             assert {wire.read_message().status for wire in wires} == {200}
+
+
+def test_a_request_waits_for_a_file(folder: Path) -> None:
+    """Of 300, of which 150 are clients' and some the program's own."""
+    gate = Gate(b"x")
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(RawTarget(gate))
+        Served(folder, targets=[target.url], timeouts={"connect": DEADLINE})
+        served = stack.enter_context(with_files(300, folder))
+        served.wait_for("admin: ")
+        wires = [stack.enter_context(client(served.url)) for _ in range(150)]
+        for wire in wires:
+            wire.send(GET)
+        for _ in range(100):
+            gate.arrived.get(timeout=DEADLINE)
+        gate.open.set()
+        assert {wire.read_message().status for wire in wires} == {200}
+        assert len(target.requests) == 150
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")

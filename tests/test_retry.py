@@ -414,7 +414,11 @@ def test_a_connection_that_did_not_take_all_of_a_request_gets_no_other_one() -> 
 def test_out_of_descriptors_is_not_the_targets_fault() -> None:
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with lettered("a") as target, Proxy(targets=[target.url]) as proxy, client(proxy.url) as wire:
+    with (
+        lettered("a") as target,
+        Proxy(targets=[target.url], timeouts={"connect": "200ms"}) as proxy,
+        client(proxy.url) as wire,
+    ):
         eventually(lambda: proxy.connections)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:

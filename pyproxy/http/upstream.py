@@ -54,6 +54,27 @@ def _make_room() -> bool:
 net.spares.append(_make_room)
 
 
+class _Files:
+    """Where requests wait for a file, until another is done with its target's."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self._free = threading.Condition()
+
+    def wait(self, seconds: float) -> None:
+        with self._free:
+            self.wanted += 1
+            self._free.wait(seconds)
+            self.wanted -= 1
+
+    def tell(self) -> None:
+        with self._free:
+            self._free.notify()
+
+
+_files = _Files()
+
+
 class Upstream:
     """The connections to one target."""
 
@@ -105,15 +126,23 @@ class Upstream:
 
     def connect(self, hello: bytes = b"") -> "TargetConnection":
         """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
-        503 when it is this machine that has run out of something."""
-        try:
-            sock = self._open(hello)
-        except OSError as error:
-            if net.exhausted(error):
-                raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
-            raise ConnectFailed(f"connect: {net.reason(error)}") from None
-        except UnicodeError:
-            raise ConnectFailed("connect: the name can't be looked up") from None
+        503 when it is this machine that has run out of something; of files, for all of
+        ``timeouts.connect``."""
+        deadline = time.monotonic() + self.timeouts.connect
+        while True:
+            try:
+                sock = self._open(hello)
+                break
+            except OSError as error:
+                left = deadline - time.monotonic()
+                if net.out_of_files(error) and left > 0:
+                    _files.wait(min(left, _TICK))
+                elif net.exhausted(error):
+                    raise HTTPError(503, f"the proxy can't connect: {net.reason(error)}") from None
+                else:
+                    raise ConnectFailed(f"connect: {net.reason(error)}") from None
+            except UnicodeError:
+                raise ConnectFailed("connect: the name can't be looked up") from None
         net.set_receive_timeout(sock, self.tick)
         net.set_send_timeout(sock, self.timeouts.send)
         return TargetConnection(sock, self)
@@ -149,6 +178,8 @@ class Upstream:
         connection.idle_since = now
         idle = self._idle
         idle.append(connection)
+        if _files.wanted:
+            _files.tell()
         if self._closed:
             self.close_idle()
             return
@@ -300,3 +331,5 @@ class TargetConnection:
 
     def close(self) -> None:
         self.sock.close()
+        if _files.wanted:
+            _files.tell()
