@@ -525,7 +525,7 @@ def test_a_request_waits_for_a_file(folder: Path) -> None:
             wire.send(GET)
         open_files = f"/proc/{served.process.pid}/fd"
         eventually(lambda: len(os.listdir(open_files)) >= 298)
-        time.sleep(0.2)  # who finds none is on its way
+        time.sleep(1)  # those who find none are on their way
         gate.open.set()
         assert {wire.read_message().status for wire in wires} == {200}
         assert len(target.requests) == 150
