@@ -149,7 +149,8 @@ class Page:
         eventually(said)
 
     def click(self, selector: str) -> None:
-        """As soon as it is there, and nothing is before it, such as a dialog that closes."""
+        """As soon as it is there and has done what it was clicked for before, and nothing is before
+        it, such as a dialog that closes."""
 
         def clicked() -> bool:
             with contextlib.suppress(
@@ -157,8 +158,10 @@ class Page:
                 StaleElementReferenceException,
                 ElementClickInterceptedException,
             ):
-                self.find(selector).click()
-                return True
+                found = self.find(selector)
+                if found.get_attribute("aria-busy") != "true":
+                    found.click()
+                    return True
             return False
 
         eventually(clicked)
@@ -352,6 +355,8 @@ def test_the_keyboard_is_enough(page: Page) -> None:
         page.press(Keys.ENTER)
         page.says(b.url, "draining")
         eventually(lambda: focused() == f"Enable {b.url}")
+        # It has its new name before all is done that it was pressed for.
+        eventually(lambda: page.run("return document.activeElement.ariaBusy") != "true")
         page.press(Keys.ENTER)
         page.says(b.url, "live")
         assert len(proxy.pool.live) == 2
