@@ -370,23 +370,27 @@ def test_the_containers_of_the_kubernetes_example_run(compose: Compose, tmp_path
     [mount] = proxy["volumeMounts"]
     [port] = [one["port"] for one in the("Service", "target")["spec"]["ports"]]
     assert port == target["ports"][0]["containerPort"]
+
+    def answer(place: str, password: str = "") -> int:
+        auth = ("admin", password) if password else None
+        try:
+            return requests.get(place, auth=auth, timeout=20).status_code
+        except requests.ConnectionError:  # it starts
+            return 0
+
     compose.docker("network", "create", name)
     try:
         aliased = ["--name", f"{name}-target", "--network-alias", "target"]
-        compose.docker("run", *common, *aliased, compose.project, *target["args"])
+        compose.docker("run", *common, *aliased, "-p", str(port), compose.project, *target["args"])
+        served = compose.address(f"{name}-target", port)
+        # A cluster's DNS tells the addresses of those that are ready.
+        probed = served + target["readinessProbe"]["httpGet"]["path"]
+        eventually(lambda: answer(probed) == 200, 60)
         said = [word for key, value in variables().items() for word in ("-e", f"{key}={value}")]
         said += ["-v", f"{tmp_path}:{mount['mountPath']}:ro", "-p", "8000", "-p", "8404"]
         compose.docker("run", *common, *said, "--name", name, compose.project, *proxy["args"])
         inside = {one["name"]: one["containerPort"] for one in proxy["ports"]}
         url, admin = (compose.address(name, inside[one]) for one in ("http", "admin"))
-
-        def answer(place: str, password: str = "") -> int:
-            auth = ("admin", password) if password else None
-            try:
-                return requests.get(place, auth=auth, timeout=20).status_code
-            except requests.ConnectionError:  # it starts
-                return 0
-
         for kind in ("livenessProbe", "readinessProbe"):
             path = proxy[kind]["httpGet"]["path"]
             eventually(lambda path=path: answer(admin + path) == 200, 60)  # type: ignore[misc]
