@@ -28,6 +28,24 @@ def test_every_setting_is_documented_as_it_is() -> None:
         assert f"| `{path}` | {option.unit} |" in page
 
 
+def test_the_layout_has_each_module_once() -> None:
+    listed, folder = [], ""
+    for line in code_blocks(read("docs/architecture.md"))[0].splitlines()[1:]:
+        if not line.startswith("   "):
+            folder = found[1] if (found := re.match(r"  (\w+/)", line)) else ""
+            line = line.removeprefix(f"  {folder}")
+        listed += [folder + name for name in re.findall(r"\w+\.(?:py|html)\b|\b[a-z]+/", line)]
+    package = ROOT / "pyproxy"
+    there = [path.name for path in package.glob("*.py")]
+    for path in package.glob("*/*"):
+        name = path.relative_to(package).as_posix()
+        if (path / "__init__.py").exists():
+            there.append(f"{name}/")
+        elif path.suffix in (".py", ".html") and path.stem != "__init__":
+            there.append(name)
+    assert sorted(listed) == sorted(there)
+
+
 def test_both_readmes_show_the_same_commands_and_pages() -> None:
     english, russian = read("README.md"), read("README.ru.md")
     assert code_blocks(english) == code_blocks(russian)
