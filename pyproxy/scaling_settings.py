@@ -279,7 +279,7 @@ def read_scaling(value: Json) -> Scaling:
     if said.folder is not None and not os.path.isdir(said.folder):
         problems.append((".folder", f'"{said.folder}" is not a folder'))
     if said.launcher == "process" and not hasattr(os, "fork"):
-        problems.append((".launcher", "processes need an operating system that has fork"))
+        problems.append((".launcher", "processes need a Unix, like Linux or macOS"))
     for low, high in (
         ("response_time_low", "response_time_high"),
         ("cpu_low", "cpu_high"),

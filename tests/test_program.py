@@ -687,7 +687,7 @@ def test_more_than_one_worker_is_refused_where_there_is_no_fork(
     from pyproxy.settings import parse
 
     monkeypatch.delattr(os, "fork")
-    with pytest.raises(SettingsError, match="needs an operating system that has fork"):
+    with pytest.raises(SettingsError, match="needs a Unix"):
         Supervisor(parse({"targets": [8001], "workers": 2}))
 
 

@@ -126,7 +126,7 @@ class Supervisor:
         it is asked before a worker is. ``failed`` is called when workers die again and again.
         ``inheritance`` is what a program that was here before has left."""
         if not hasattr(os, "fork"):
-            raise SettingsError(["workers: more than 1 needs an operating system that has fork"])
+            raise SettingsError(["workers: more than 1 needs a Unix, like Linux or macOS"])
         check(settings)
         left = inheritance or Inheritance(ledger=Ledger(shared=True))
         self.settings = settings
