@@ -51,10 +51,16 @@ def _brief(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def load_settings(config: Path | None, given: dict[str, str | None]) -> settings.Settings:
+def read_settings(config: Path | None, given: dict[str, str | None]) -> settings.Settings:
+    """All layers of them. Raises ``SettingsError``."""
     said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+    return settings.load(config, command_line=said)
+
+
+def load_settings(config: Path | None, given: dict[str, str | None]) -> settings.Settings:
+    """The same for a command that ends when they are bad."""
     try:
-        return settings.load(config, command_line=said)
+        return read_settings(config, given)
     except SettingsError as error:
         raise BadSettings(error) from None
 
@@ -105,8 +111,7 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
     """Until a signal ends it."""
 
     def load() -> settings.Settings:
-        said = {key.replace("__", "."): value for key, value in given.items() if value is not None}
-        return settings.load(config, command_line=said)
+        return read_settings(config, given)
 
     def tell(text: str) -> None:
         _tell(program.runner.settings, text)  # which a reload may have changed

@@ -355,25 +355,34 @@ def _plan(
     if said["locustfile"] and (wrong := [name for name in ("pause", "path") if said[name]]):
         raise click.UsageError(f"{_options(wrong)}: not with --locustfile, which says that")
     _check_kills(counts, said)
-    try:
-        words = tuple(shlex.split(command or ""))
-    except ValueError as error:
-        raise click.UsageError(f"--command: {error}") from None
-    if words and not any("{port}" in word for word in words):
-        raise click.UsageError("--command: {port} has to stand where the target's port is said")
-    try:
-        over = {"targets": "1", **({"policy": said["policy"]} if said["policy"] else {})}
-        if said["config"]:
-            settings.load(said["config"], {}, over)
-        else:
-            settings.parse(over, "command line")
-    except SettingsError as error:
-        raise BadSettings(error) from None
+    words = _words(command or "")
+    _check_settings(said["config"], said["policy"])
     if said["duration"] is None:
         said["duration"] = Plan.duration + max(said["at"] or 0.0, said["restore"] or 0.0)
     said = {name: value for name, value in said.items() if value is not None}
     credentials = (user, password) if password else None
     return Plan(url or "", counts, words, credentials=credentials, **said)
+
+
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise click.UsageError(f"--command: {error}") from None
+    if words and not any("{port}" in word for word in words):
+        raise click.UsageError("--command: {port} has to stand where the target's port is said")
+    return words
+
+
+def _check_settings(config: Path | None, policy: str | None) -> None:
+    over = {"targets": "1", **({"policy": policy} if policy else {})}
+    try:
+        if config:
+            settings.load(config, {}, over)
+        else:
+            settings.parse(over, "command line")
+    except SettingsError as error:
+        raise BadSettings(error) from None
 
 
 def _is_url(text: str) -> bool:

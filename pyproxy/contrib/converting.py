@@ -105,9 +105,6 @@ class Draft:
             told = json.dumps(holder[name], ensure_ascii=False)
             self.note(place, f"there is one {path} for all, and it is {told} already")
 
-    def has(self, path: str) -> bool:
-        return path in self._places
-
     def listen(self, url: str, place: Place, **more: Json) -> None:
         for known, _ in self._listens:
             if known["url"] == url:

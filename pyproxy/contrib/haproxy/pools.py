@@ -148,27 +148,31 @@ class Pools(Part):
         elif tcp:
             self.note(asks, "a tcp entry's targets are only connected to")
         else:
-            if asks.words[5:] or not re.fullmatch(r"HTTP/1\.[01]|", asks.word(4)):
-                self.note(asks, "checks have header fields of their own")
-            path = asks.word(3) or (asks.word(2) if asks.word(2).startswith("/") else "")
-            method = asks.word(2) if asks.word(3) else "OPTIONS"
-            statuses: list[int] = []
-            for line in section.all("http-check"):
-                if line.word(1) == "send":
-                    said_ = dict(itertools.pairwise(line.words[2:]))
-                    path, method = said_.get("uri", path), said_.get("meth", method)
-                    if {"hdr", "body"} & said_.keys():
-                        self.note(line, "checks have header fields of their own, and no body")
-                elif line.word(1) == "expect" and not self._expect(line, pool, statuses):
-                    self.note(line, "health.status is a list of statuses, health.body a text")
-            if method != "GET":
-                self.note(asks, "checks ask with GET")
-            pool.say("health.path", path or "/")
-            if statuses or "body" not in pool.said["health"]:
-                pool.say("health.status", statuses or _HEALTHY)
+            self._http_check(asks, section.all("http-check"), pool)
         longest = section.get("timeout", "check")
         if longest and (time := said(seconds(longest.word(2)) or 0)):
             pool.say("health.timeout", time)
+
+    def _http_check(self, asks: Line, more: list[Line], pool: Pool) -> None:
+        """``asks`` is the line of `option httpchk`, ``more`` are those of `http-check`."""
+        if asks.words[5:] or not re.fullmatch(r"HTTP/1\.[01]|", asks.word(4)):
+            self.note(asks, "checks have header fields of their own")
+        path = asks.word(3) or (asks.word(2) if asks.word(2).startswith("/") else "")
+        method = asks.word(2) if asks.word(3) else "OPTIONS"
+        statuses: list[int] = []
+        for line in more:
+            if line.word(1) == "send":
+                said_ = dict(itertools.pairwise(line.words[2:]))
+                path, method = said_.get("uri", path), said_.get("meth", method)
+                if {"hdr", "body"} & said_.keys():
+                    self.note(line, "checks have header fields of their own, and no body")
+            elif line.word(1) == "expect" and not self._expect(line, pool, statuses):
+                self.note(line, "health.status is a list of statuses, health.body a text")
+        if method != "GET":
+            self.note(asks, "checks ask with GET")
+        pool.say("health.path", path or "/")
+        if statuses or "body" not in pool.said["health"]:
+            pool.say("health.status", statuses or _HEALTHY)
 
     def _expect(self, line: Line, pool: Pool, statuses: list[int]) -> bool:
         rest = [word for word in line.words[2:] if word not in ("min-recv", "comment")]
@@ -233,31 +237,13 @@ class Pools(Part):
         if port is None:
             port = next((port for _, _, port in self._binds(front)), 80)
             self.note(line, f"without a port: {port} is taken, where clients come")
-        more: dict[str, Json] = {}
-        if (weight := whole(said_.get("weight", ""))) and weight != 1:
-            more["weight"] = weight
-        if "backup" in said_:
-            more["backup"] = True
-        if most := whole(said_.get("maxconn", "")):
-            more["max_connections"] = most
-        if time := said(seconds(said_.get("slowstart", "")) or 0):
-            more["slow_start"] = time
         sends = 2 if "send-proxy-v2" in said_ else 1 if "send-proxy" in said_ else None
         if pool.targets and pool.said.get("send_proxy") != sends:
             text = "PROXY headers go to all targets or to none: here as the first server says"
             self.note(line, text)
         elif sends:
             pool.say("send_proxy", sends)
-        scheme = "tcp" if tcp else "http"
-        if "ssl" in said_ and tcp:
-            self.note(line, "targets of a tcp entry are spoken to as clients speak, without TLS")
-        elif "ssl" in said_:
-            scheme = "https"
-            pool.say("target_tls.verify", said_.get("verify") != "none")
-            for key, option in (("ca", "ca-file"), ("certificate", "crt")):
-                if name := said_.get(option):
-                    base = self._files.ca_base if key == "ca" else self._files.crt_base
-                    pool.say(f"target_tls.{key}", os.path.join(base, name))
+        scheme = self._scheme(line, said_, pool, tcp)
         if said_.get("proto") == "h2":
             self.note(line, "targets are asked by HTTP/1.1")
         if template and scheme != "https":
@@ -270,7 +256,25 @@ class Pools(Part):
         unknown = [name for name in said_ if name not in SERVER_OPTIONS]
         if unknown:
             self.note(line, f"nothing is like {', '.join(unknown)}")
-        pool.add(line.place, address_of(host, port, scheme), **more)
+        pool.add(line.place, address_of(host, port, scheme), **_more(said_))
+
+    def _scheme(self, line: Line, said_: dict[str, str], pool: Pool, tcp: bool) -> str:
+        """How the server is spoken to; what its TLS needs is said of the pool."""
+        if tcp:
+            if "ssl" in said_:
+                text = "targets of a tcp entry are spoken to as clients speak, without TLS"
+                self.note(line, text)
+            return "tcp"
+        if "ssl" not in said_:
+            return "http"
+        pool.say("target_tls.verify", said_.get("verify") != "none")
+        for key, option, base in (
+            ("ca", "ca-file", self._files.ca_base),
+            ("certificate", "crt", self._files.crt_base),
+        ):
+            if name := said_.get(option):
+                pool.say(f"target_tls.{key}", os.path.join(base, name))
+        return "https"
 
     def _check(self, line: Line, said_: dict[str, str], pool: Pool) -> None:
         inter = seconds(said_.get("inter", "2s")) or 2
@@ -286,3 +290,17 @@ class Pools(Part):
         pool.said.setdefault(
             "sleeping", said(seconds(said_.get("downinter", "")) or inter) or every
         )
+
+
+def _more(said_: dict[str, str]) -> dict[str, Json]:
+    """What a target is besides its address."""
+    more: dict[str, Json] = {}
+    if (weight := whole(said_.get("weight", ""))) and weight != 1:
+        more["weight"] = weight
+    if "backup" in said_:
+        more["backup"] = True
+    if most := whole(said_.get("maxconn", "")):
+        more["max_connections"] = most
+    if time := said(seconds(said_.get("slowstart", "")) or 0):
+        more["slow_start"] = time
+    return more
