@@ -87,7 +87,6 @@ class Http2Client:
         self._streams: dict[int, Answered] = {}
         self.goaway: GoAwayFrame | None = None
         self.settings: dict[int, int] = {}
-        self.pings: list[bytes] = []
         self.window = 65535  # of the connection, opened by WINDOW_UPDATEs
         if begin:
             self.send(PREFACE)

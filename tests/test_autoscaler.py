@@ -292,8 +292,6 @@ def test_what_can_not_be_had_is_not_asked_for_again_and_again(
 
 # For all signals
 
-AMOUNT = st.none() | st.floats(0, 1000)
-
 
 @st.composite
 def rules_and_looks(draw: Any) -> tuple[Scaling, list[Signals]]:

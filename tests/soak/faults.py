@@ -65,7 +65,6 @@ class Group:
     """The processes of a proxy, however often it is started anew."""
 
     def __init__(self, program: Program) -> None:
-        self._program = program
         self._session = program.process.pid
 
     def _all(self) -> Iterator[tuple[int, int, bytes]]:

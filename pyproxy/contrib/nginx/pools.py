@@ -138,17 +138,21 @@ class Pools(Part):
         if policy == "least_connections" and weighted:
             policy = "weighted_least_connections"
         pool.say("policy", policy)
+        self._failures(block.place, pool, fails, sleeps)
+        return pool
+
+    def _failures(self, place: Place, pool: Pool, fails: list[int], sleeps: list[float]) -> None:
+        """What the targets say of them, each for itself, said of the pool."""
         if fails and max(fails) == 0:
             pool.say("max_evicted", 0)
         elif fails and max(fails) > 1:
             pool.say("max_fails", max(fails))
         if len(set(fails)) > 1:
-            self._draft.note(block.place, f"max_fails is one for all targets: {max(fails)} here")
+            self._draft.note(place, f"max_fails is one for all targets: {max(fails)} here")
         if len(set(sleeps)) > 1:
-            self._draft.note(block.place, "fail_timeout is one for all targets: the least here")
+            self._draft.note(place, "fail_timeout is one for all targets: the least here")
         if sleeps and (found := said(min(sleeps))) and found != "10s":
             pool.say("sleeping", found)
-        return pool
 
     def _target(
         self, one: Statement, pool: Pool, scheme: str, fails: list[int], sleeps: list[float]
