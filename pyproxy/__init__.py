@@ -1,4 +1,4 @@
-"""pyproxy: a load-balancing HTTP reverse proxy in threads.
+"""pyproxy: a load-balancing HTTP and TCP reverse proxy in threads.
 
 PYTEST_DONT_REWRITE: pytest, to which this is a plugin, would warn where it was imported before.
 """

@@ -1,5 +1,5 @@
 """Control: the verbs of those who run a proxy. The admin API, the command line, the autoscaler and
-tests use the same ones; where there are several processes, ``workers.Supervisor`` has them too.
+tests use the same ones; where there are several processes, ``workers.SupervisorControl`` has them.
 
     snapshot totals settings                what there is, and what it has done
     add remove drain maintenance ready weight   a target, known by its id
@@ -31,7 +31,8 @@ from pyproxy.sections import PoolSettings, TargetSettings
 from pyproxy.services import name_of
 from pyproxy.settings import Settings, plain
 
-Deed = tuple[Any, ...]  # a verb, a target's id, further arguments
+# A verb, a target's id, further arguments: ("add", id, target, pool, reason), ("weight", id, 3).
+Deed = tuple[Any, ...]
 
 BY_HAND = "by the operator"
 
@@ -93,6 +94,7 @@ class Journal:
             if about == "presence":
                 for key in [key for key in self._deeds if key[1] == target]:
                     del self._deeds[key]
+                # An add for another reason than that is of `scaling`.
                 made = before[:1] == ("add",) and before[4:] not in ((), (BY_HAND,))
                 if verb == "remove" and made:
                     return  # it was made here: the settings don't name it, and it is gone
@@ -135,8 +137,8 @@ def targets_said(settings: Settings) -> dict[str, Json]:
 
 
 class Verbs(Protocol):
-    """What ``Control`` can do for one process, and ``Supervisor`` for several. Each may be called
-    from any thread; each raises ``ControlError``."""
+    """What ``Control`` can do for one process, and ``SupervisorControl`` for several. Each may be
+    called from any thread; each raises ``ControlError``."""
 
     def snapshot(self) -> dict[str, Any]: ...
     def totals(self) -> Totals: ...

@@ -112,7 +112,8 @@ class Worker:
 
 
 class Supervisor:
-    """What ``Proxy`` is, in several processes; and its verbs. May be used from any thread."""
+    """What ``Proxy`` is, in several processes; ``control`` has the verbs. May be used from any
+    thread."""
 
     def __init__(
         self,
