@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pyproxy.lab.bench import (
     FIGURES,
@@ -395,39 +396,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure.suptitle(runs[0].plan.described(), fontsize=9, color="#5a6675")
     for column, run in enumerate(runs):
         rates, times, shares = (grid[row][column] for row in range(3))
-        middles = [one.at - one.length / 2 for one in run.seconds]
-        for (name, line), color in zip(_rates(run).items(), (0, 7), strict=False):
-            rates.plot(middles, line, color=LIGHT[color], label=name)
-        for (name, line), color in zip(_times(run).items(), (2, 1, 3), strict=True):
-            times.plot(middles, line, color=LIGHT[color], label=name)
-        names = list(run.shares())
-        for at, name in enumerate(names):
-            edges = [_edges(run.served(one), names)[at : at + 2] for one in run.seconds]
-            shares.bar(
-                middles,
-                [100 * (high - low) for low, high in edges],
-                [one.length * (0.94 if len(run.seconds) <= 30 else 1.0) for one in run.seconds],
-                [100 * low for low, _ in edges],
-                color=LIGHT[at % len(LIGHT)],
-                label=name,
-            )
-        for row, mark in enumerate(run.marks):
-            shade = "#16733f" if mark.what in GOOD else "#b9281a"
-            for one in (rates, times, shares):
-                one.axvline(mark.at, color=shade, linestyle="--", linewidth=1)
-            spot = (mark.at, 0.03 + 0.075 * (len(run.marks) - row - 1))
-            side, shift = ("left", 3) if mark.at < run.plan.duration * 0.6 else ("right", -3)
-            rates.annotate(
-                _said(mark),
-                spot,
-                (shift, 0),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                color=shade,
-                fontsize=8,
-                ha=side,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-            )
+        _draw_lines(run, rates, times)
+        _draw_shares(run, shares)
+        _draw_marks(run, rates, times, shares)
         rates.set_title(run.title, fontsize=11, fontweight="bold")
         for one, label in ((rates, "requests a second"), (times, "response time, ms")):
             one.set_ylabel(label if column == 0 else "")
@@ -442,3 +413,53 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for one in grid[:2].flat:
         one.set_ylim(bottom=0)  # last, since it ends that the scale follows what is drawn
     figure.savefig(path, format="png")
+
+
+# Axes of matplotlib are Any: it is imported late.
+
+
+def _draw_lines(run: Run, rates: Any, times: Any) -> None:
+    middles = _middles(run)
+    for (name, line), color in zip(_rates(run).items(), (0, 7), strict=False):
+        rates.plot(middles, line, color=LIGHT[color], label=name)
+    for (name, line), color in zip(_times(run).items(), (2, 1, 3), strict=True):
+        times.plot(middles, line, color=LIGHT[color], label=name)
+
+
+def _draw_shares(run: Run, shares: Any) -> None:
+    names = list(run.shares())
+    for at, name in enumerate(names):
+        edges = [_edges(run.served(one), names)[at : at + 2] for one in run.seconds]
+        shares.bar(
+            _middles(run),
+            [100 * (high - low) for low, high in edges],
+            [one.length * (0.94 if len(run.seconds) <= 30 else 1.0) for one in run.seconds],
+            [100 * low for low, _ in edges],
+            color=LIGHT[at % len(LIGHT)],
+            label=name,
+        )
+
+
+def _draw_marks(run: Run, rates: Any, *others: Any) -> None:
+    """A line in each, and what it means in the first."""
+    for row, mark in enumerate(run.marks):
+        shade = "#16733f" if mark.what in GOOD else "#b9281a"
+        for one in (rates, *others):
+            one.axvline(mark.at, color=shade, linestyle="--", linewidth=1)
+        spot = (mark.at, 0.03 + 0.075 * (len(run.marks) - row - 1))
+        side, shift = ("left", 3) if mark.at < run.plan.duration * 0.6 else ("right", -3)
+        rates.annotate(
+            _said(mark),
+            spot,
+            (shift, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=shade,
+            fontsize=8,
+            ha=side,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+
+
+def _middles(run: Run) -> list[float]:
+    return [one.at - one.length / 2 for one in run.seconds]
