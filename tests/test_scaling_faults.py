@@ -20,7 +20,7 @@ from pyproxy.control.handover import Inheritance
 from pyproxy.control.workers import Supervisor
 from pyproxy.errors import ControlError
 from pyproxy.scaling import fleets, processes
-from pyproxy.scaling.launcher import LaunchError
+from pyproxy.scaling.launcher import Instance, LaunchError
 from pyproxy.scaling.processes import ProcessLauncher
 from pyproxy.scaling.rollouts import Rollouts
 from pyproxy.scaling_settings import Scaling, Version
@@ -153,6 +153,32 @@ def test_a_folder_that_is_away_is_told_and_targets_come_when_it_is_back(
         assert "No such file or directory: '/nowhere/" in told(proxy)["problem"]
         monkeypatch.undo()
         eventually(lambda: len(live(proxy)) == 1)
+
+
+def test_those_that_are_left_are_adopted_when_the_system_has_threads_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[Instance] = []
+    refused = threading.Event()
+    start = threading.Thread.start
+
+    def adopt(launcher: ProcessLauncher, only: object) -> list[Instance]:
+        """As that of containers does."""
+        if not left:
+            left.extend(launcher.start(name, launcher._said.version) for name in ("one", "two"))
+        return left
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name.startswith("pyproxy-target-") and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(ProcessLauncher, "adopt", adopt)
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    with Proxy(scaling=scaling(min=2)) as proxy:
+        eventually(lambda: {one["name"] for one in live(proxy)} == {"one", "two"})
+    assert refused.is_set()
 
 
 @pytest.fixture

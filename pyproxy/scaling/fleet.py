@@ -173,7 +173,11 @@ class Fleet(Scaler):
         with self._changed:
             for instance in found:
                 if instance.name not in self._lives.made:
-                    self._lives.adopt(instance)
+                    try:
+                        self._lives.adopt(instance)
+                    except RuntimeError:
+                        self._adopted = False  # once more, when there are threads again
+                        raise
             for one in found:
                 self._numbers = itertools.count(max(next(self._numbers), _number(one.name) + 1))
             rollouts = self._rollouts

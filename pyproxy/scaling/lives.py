@@ -92,8 +92,8 @@ class Lives:
     def adopt(self, instance: Instance) -> None:
         """One that runs; under the lock. Raises ``RuntimeError`` as ``start`` does."""
         life = Life(instance.name, instance.version, instance=instance)
-        self.made[life.name] = life
         self._in_thread(self._bring_up, life)
+        self.made[life.name] = life  # now, as in ``start``
 
     def end(self, life: Life, reason: str) -> None:
         """Has it end; under the lock. Raises ``RuntimeError`` as ``start`` does."""
