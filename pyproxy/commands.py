@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 COLOURS = {"live": "green", "evicted": "red", "draining": "yellow", "maintenance": "yellow"}
 
-
 _STRANGER = "{} is no admin address of a pyproxy of this version"
 
 
@@ -37,14 +36,11 @@ class Failed(click.ClickException):
         click.echo(self.message, file=file, err=True)
 
 
-class Refused(click.ClickException):
-    """Ends the program with lines that say what is wrong, and exit status 1."""
+class Refused(Failed):
+    """The same with all that an error says, which may be several lines."""
 
     def __init__(self, error: PyproxyError) -> None:
         super().__init__(str(error))
-
-    def show(self, file: Any = None) -> None:
-        click.echo(self.message, file=file, err=True)
 
 
 class BadSettings(Refused):
