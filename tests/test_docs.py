@@ -58,6 +58,12 @@ def test_the_readme_starts_with_the_two_commands() -> None:
     assert test.rstrip().endswith("python -m pytest -q")
 
 
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -69,6 +75,9 @@ def test_the_readme_starts_with_the_two_commands() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", read(page)):
         assert ((ROOT / page).parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#]*\.md|)#([^)]+)\)", read(page)):
+        there = (ROOT / page).parent / link if link else ROOT / page
+        assert anchor in anchors(there.read_text(encoding="utf-8")), f"{link}#{anchor}"
 
 
 @pytest.mark.parametrize("page", ["docs/threat-model.md", "docs/sources.md", "docs/evidence.md"])
