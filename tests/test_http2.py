@@ -19,7 +19,9 @@ from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame, W
 
 from pyproxy import Proxy, net
 from pyproxy.errors import SettingsError
+from pyproxy.http import http2
 from pyproxy.http.handler import ProxyHandler
+from pyproxy.http.server import ProxyServer
 from pyproxy.settings import parse
 from tests.http2_client import (
     CANCEL,
@@ -510,6 +512,74 @@ def test_the_windows_open_again_for_bodies_nobody_read() -> None:
                 one.window -= 16384
                 one.data(number, bytes(16384))
             assert one.answer(number).status == 403
+
+
+def filled(one: Http2Client, number: int) -> None:
+    """An upload that fills the window of its stream, as soon as the connection's allows it."""
+    one.headers(number, one.head(method="POST"), end=False)
+    for _ in range(16):
+        while one.window < 16384:
+            assert one.read()
+        one.window -= 16384
+        one.data(number, bytes(16384))
+
+
+def seen(one: Http2Client) -> None:
+    """Waits until the proxy has taken all that was sent."""
+    one.send(PingFrame(0, b"12345678"))
+    while not isinstance(one.read(), PingFrame):
+        pass
+
+
+def test_uploads_that_wait_leave_room_for_others() -> None:
+    """Nobody reads those behind the first one, which has the only thread."""
+    with asked(echo, http2={"threads": 0}) as (one, _):
+        one.headers(1, one.head(method="POST"), end=False)
+        for number in range(3, 41, 2):
+            filled(one, number)
+        while one.window < 1000:
+            assert one.read()
+        one.data(1, b"x" * 1000, end=True)
+        assert one.answer(1).body == b"x" * 1000
+        for number in range(3, 41, 2):
+            one.data(number, b"", end=True)
+            assert one.answer(number).body == bytes(262144)
+
+
+@pytest.mark.parametrize(("own", "shared"), [(2, 3), (3, 2)])
+def test_the_room_for_uploads_that_wait_is_bounded_and_given_back(
+    own: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2, "_MORE", own)
+    with proxied(echo, http2={"threads": 0}) as (proxy, _), Http2Client(proxy.url) as one:
+        [server] = proxy._servers.values()
+        assert isinstance(server, ProxyServer)
+        spare = server.stream_windows = threading.Semaphore(shared)
+        one.headers(1, one.head(method="POST"), end=False)
+        for number in range(3, 15, 2):
+            filled(one, number)
+        seen(one)
+        assert one.window == 0
+        assert spare.acquire(blocking=False) == (shared > own)
+        for number in range(1, 15, 2):
+            one.data(number, b"", end=True)
+            assert one.answer(number).status == 200
+        eventually(lambda: spare.acquire(blocking=False))
+        assert spare.acquire(blocking=False)
+
+
+def test_a_connection_that_ends_gives_back_the_room_for_its_uploads() -> None:
+    with proxied(echo, http2={"threads": 0}) as (proxy, _):
+        [server] = proxy._servers.values()
+        assert isinstance(server, ProxyServer)
+        spare = server.stream_windows = threading.Semaphore(1)
+        with Http2Client(proxy.url) as one:
+            one.headers(1, one.head(method="POST"), end=False)
+            for number in (3, 5, 7, 9):
+                filled(one, number)
+            seen(one)
+            assert not spare.acquire(blocking=False)
+        eventually(lambda: spare.acquire(blocking=False))
 
 
 def test_a_reset_by_the_client_stops_the_work() -> None:

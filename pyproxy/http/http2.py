@@ -11,8 +11,9 @@ _work                         such a thread: serves one stream after the other (
 
 One lock protects h2's state, the streams and the socket. Nobody waits while holding it: the socket
 doesn't block, and who finds it full polls without the lock. So whatever one stream waits for, the
-others go on, and the connection's own thread always reads. Memory: of what comes, the flow control
-windows; of what goes, a piece for each stream.
+others go on, and the connection's own thread always reads. Memory: of what comes, 1.5 MiB at most,
+and up to 32 MiB more (of 256 MiB that a server's connections share) while uploads wait for their
+targets; of what goes, a piece for each stream.
 """
 
 import contextlib
@@ -53,7 +54,8 @@ _CANCEL = 8
 
 _RECEIVE = 65536  # bytes asked for at once; a TLS record has less, so that none is left behind
 _STREAM_WINDOW = 262144  # bytes of a body that a client may send before we read them
-_WINDOW = 1048576  # the same for all of a connection's streams
+_WINDOW = 1048576  # the same for all of a connection's streams, to begin with
+_MORE = 128  # windows of streams that it may be larger by
 _AT_ONCE = 65536  # bytes put into frames before the kernel takes them
 _LARGEST_FRAME = 16384  # sent, whatever the client allows: others want their turn
 _LARGEST_REMEMBERED = 2048  # bytes of values in a response head that is compressed once
@@ -135,6 +137,7 @@ class Http2Connection:
         self.handler = handler
         self.server = handler.server
         self._spare = self.server.stream_threads
+        self._more = 0  # windows of streams by which the connection's is larger
         self.peer = handler.peer
         self.lock = threading.Lock()
         handler.idle_since = time.monotonic()
@@ -272,6 +275,7 @@ class Http2Connection:
             except h2.exceptions.ProtocolError as error:
                 self._h2.clear_outbound_data_buffer()  # a GOAWAY, but not always
                 raise ConnectionFault(int(error.error_code), str(error)) from None
+            self._widen()
             self._flush()
             self._frames.check()
             start = self._threads_wanted()
@@ -310,6 +314,17 @@ class Http2Connection:
         stream.body += event.data
         stream.received += len(event.data)
         stream.wake()
+
+    def _widen(self) -> None:
+        """Uploads that wait for their targets, or for a thread, may fill the connection's window:
+        then it grows, so that others go on."""
+        if (
+            self._h2.inbound_flow_control_window < _STREAM_WINDOW
+            and self._more < _MORE
+            and self.server.stream_windows.acquire(blocking=False)
+        ):
+            self._more += 1
+            self._h2.increment_flow_control_window(_STREAM_WINDOW)
 
     def _on_trailers(self, event: h2.events.TrailersReceived) -> None:
         self._ended(event.stream_id, tuple(event.headers or ()))
@@ -356,6 +371,7 @@ class Http2Connection:
                 self._queue.put(None)
             while self._threads:
                 self._fewer.wait()
+            self._give_back()
         self._linger()
 
     def _linger(self) -> None:
@@ -431,6 +447,8 @@ class Http2Connection:
             self._acknowledge(stream.number, stream.unacknowledged)
             self._flush()
             self.handler.served += 1
+            if self._more and not any(one.unacknowledged for one in self._streams.values()):
+                self._give_back()
             if not self._streams:
                 self.handler.idle_since = time.monotonic()
                 if self._last is not None or self._frames.going or self.handler.ended:
@@ -575,6 +593,12 @@ class Http2Connection:
                 self._h2.acknowledge_received_data(size, number)
             except h2.exceptions.ProtocolError:
                 pass  # the connection has ended
+
+    def _give_back(self) -> None:
+        """Nothing waits unread: what the window is larger by, h2 takes off by and by."""
+        if self._more:
+            self.server.stream_windows.release(self._more)
+            self._more = 0
 
     def _say_goodbye(self, code: int, text: str) -> None:
         """GOAWAY, once. h2 can't say it and go on; the streams under way are to be finished."""

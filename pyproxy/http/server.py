@@ -20,6 +20,8 @@ from pyproxy.tcp.introduction import trusts
 from pyproxy.tcp.proxy_protocol import plain_ip
 from pyproxy.tls import ServerTLS
 
+_WINDOWS = 1024  # of 256 KiB each
+
 
 class ProxyServer(Listener, ThreadingHTTPServer):
     """One listening address. ``serve_forever`` in one thread, ``shutdown`` from another."""
@@ -36,6 +38,8 @@ class ProxyServer(Listener, ThreadingHTTPServer):
         """To be configured before it serves."""
         self.counters = counters
         self.buffers = Buffers()
+        # By how much the windows of all HTTP/2 connections may grow.
+        self.stream_windows = threading.Semaphore(_WINDOWS)
         super().__init__(place, sock, ProxyHandler, connections=connections, processor=processor)
 
     def configure(
