@@ -54,9 +54,10 @@ def attacked(
     def serve(request: Message) -> bytes:
         return reply or answer(request.body)
 
+    http2 = {"prior_knowledge": True, **settings.pop("http2", {})}
     with (
         RawTarget(replying(serve)) as target,
-        Proxy(targets=[target.url], http2={"prior_knowledge": True}, **settings) as proxy,
+        Proxy(targets=[target.url], http2=http2, **settings) as proxy,
         Http2Client(proxy.url, begin=begin, auto=auto) as one,
     ):
         yield one, target
@@ -320,6 +321,25 @@ def test_padding_alone_uses_no_window_up() -> None:
             assert frame, "the connection ended"
         one.data(1, b"", end=True)
         assert one.answer().status == 200
+
+
+def test_padding_is_given_back_while_the_data_with_it_waits() -> None:
+    """Twice the window of a stream, of which nobody reads a byte."""
+    with attacked(http2={"threads": 0}) as (one, _):
+        one.headers(1, head(method="POST"), end=False)
+        one.headers(3, head(method="POST"), end=False)
+        frame, window = DataFrame(3, b"x", pad_length=255, flags=["PADDED"]).serialize(), 262144
+        for _ in range(2000):
+            while window < 257:
+                found = one.read()
+                assert found
+                if isinstance(found, WindowUpdateFrame) and found.stream_id:
+                    window += found.window_increment
+            window -= 257
+            one.send(frame)
+        for number in (1, 3):
+            one.data(number, b"", end=True)
+        assert one.answer(3).body == b"x" * 2000
 
 
 def test_padded_data_is_no_flood() -> None:

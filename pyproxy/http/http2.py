@@ -305,14 +305,15 @@ class Http2Connection:
         self._new.append(stream)
 
     def _on_data(self, event: h2.events.DataReceived) -> None:
-        size = event.flow_controlled_length or 0
-        stream = self._streams.get(event.stream_id or 0)
-        if not event.data or stream is None or stream.gone or stream.finished:
-            self._acknowledge(event.stream_id or 0, size)  # padding alone wakes nobody to do it
+        number, size, data = event.stream_id or 0, event.flow_controlled_length or 0, event.data
+        stream = self._streams.get(number)
+        if not data or stream is None or stream.gone or stream.finished:
+            self._acknowledge(number, size)
             return
-        stream.unacknowledged += size
-        stream.body += event.data
-        stream.received += len(event.data)
+        self._acknowledge(number, size - len(data))  # the padding, which nobody reads
+        stream.unacknowledged += len(data)
+        stream.body += data
+        stream.received += len(data)
         stream.wake()
 
     def _widen(self) -> None:

@@ -44,7 +44,7 @@ class Stream:
         self._fields = fields
         self._bodiless = ended
         self.body = bytearray()  # received, not yet read
-        self.unacknowledged = 0  # bytes of the client's window, padding included
+        self.unacknowledged = 0  # bytes of the client's window
         self.received = 0
         said = [value for name, value in fields if name == b"content-length"]
         self.length = int(said[0]) if said else None  # h2 has seen that it is a number
