@@ -582,6 +582,26 @@ def test_a_connection_that_ends_gives_back_the_room_for_its_uploads() -> None:
         eventually(lambda: spare.acquire(blocking=False))
 
 
+def test_a_reload_refuses_no_stream_that_a_client_was_allowed() -> None:
+    gate = Gate()
+    with proxied(gate) as (proxy, target), Http2Client(proxy.url) as one:
+        one.ask(1)
+        gate.arrived.get(timeout=DEADLINE)
+        proxy.reload(
+            parse(
+                {
+                    "listen": "http://127.0.0.1:0",
+                    "targets": [target.url],
+                    "http2": {"prior_knowledge": True, "max_streams": 1},
+                }
+            )
+        )
+        for number in (3, 5):
+            one.ask(number)
+        gate.open.set()
+        assert [one.answer(number).status for number in (1, 3, 5)] == [200, 200, 200]
+
+
 def test_a_reset_by_the_client_stops_the_work() -> None:
     ended = threading.Event()
 

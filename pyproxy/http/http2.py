@@ -137,6 +137,7 @@ class Http2Connection:
         self.handler = handler
         self.server = handler.server
         self._spare = self.server.stream_threads
+        self._most_streams = self.server.http2.max_streams  # told the client: a reload changes none
         self._more = 0  # windows of streams by which the connection's is larger
         self.peer = handler.peer
         self.lock = threading.Lock()
@@ -191,7 +192,7 @@ class Http2Connection:
     def _say_settings(self) -> None:
         frame = SettingsFrame(0)
         frame.settings = {
-            SettingCodes.MAX_CONCURRENT_STREAMS: self.server.http2.max_streams,
+            SettingCodes.MAX_CONCURRENT_STREAMS: self._most_streams,
             SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
             SettingCodes.MAX_HEADER_LIST_SIZE: self.server.limits.head,
         }
@@ -292,7 +293,7 @@ class Http2Connection:
         if self._last is not None and number > self._last:
             self._reset(number, _REFUSED_STREAM)
             return
-        most = self.server.http2.max_streams
+        most = self._most_streams
         if len(self._streams) >= most:
             # Threads may still be busy with streams that the client has reset.
             alive = sum(1 for one in self._streams.values() if not (one.gone or one.finished))
@@ -396,7 +397,7 @@ class Http2Connection:
 
     def _threads_wanted(self) -> int:
         """How many to start for the streams there are; they are counted already."""
-        wanted = min(len(self._streams), self.server.http2.max_streams) - self._threads
+        wanted = min(len(self._streams), self._most_streams) - self._threads
         start = 0
         while start < wanted and (not self._threads or self._spare.acquire(blocking=False)):
             self._threads += 1
