@@ -54,7 +54,7 @@ class Connection(Protocol):
         """Requests."""
 
     def break_off(self) -> None:
-        """Ends it at once, from any thread."""
+        """Ends it at once, from any thread; if it can't, when it is called again."""
 
 
 class Connections:

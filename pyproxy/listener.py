@@ -25,6 +25,7 @@ from pyproxy.sections import Timeouts
 
 log = logging.getLogger(__name__)
 
+_LAST = 2.0  # seconds in which a connection that is broken off ends
 _TICK = 0.5  # seconds after which a thread in accept looks whether it is over
 
 
@@ -174,7 +175,9 @@ class Listener(socketserver.TCPServer):
             broken = self.connections.break_off(self)
             if broken:
                 log.warning("broke off %d connections that didn't finish in time", broken)
-            self._wait_for_threads(time.monotonic() + 2)
+            if not self._wait_for_threads(time.monotonic() + _LAST):
+                self.connections.break_off(self)
+                self._wait_for_threads(time.monotonic() + _LAST)
         self._stopped.set()
 
     def _wait_for_threads(self, deadline: float) -> bool:

@@ -265,6 +265,36 @@ def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
         gate.open.set()
 
 
+@pytest.mark.parametrize("kind", ["silent", "steady", "not taken"])
+def test_a_body_without_a_length_is_broken_off_visibly_even_to_http_1_0(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "not taken":
+        monkeypatch.setattr("pyproxy.listener._LAST", DEADLINE)
+    over = threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        if kind == "not taken":
+            wire.send(b"x" * 20_000_000)
+        while kind == "steady" and not over.wait(0.01):
+            wire.send(b"x")
+        over.wait(3 * DEADLINE)
+
+    with RawTarget(serve) as target:
+        proxy = Proxy(targets=[target.url], timeouts={"drain": 0.2})
+        proxy.start()
+        with client(proxy.url, receive_buffer=4096) as wire:
+            wire.send(b"GET / HTTP/1.0\r\n\r\n")
+            wire.read_until(b"abc")
+            proxy.stop()
+            assert not proxy.connections
+            with pytest.raises(ConnectionResetError):
+                wire.read_to_end()
+        over.set()
+
+
 def test_connections_in_the_backlog_are_served_when_it_stops() -> None:
     """With one place taken by a slow request, two more clients wait; none of them is lost."""
     gate = Gate()

@@ -78,6 +78,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         self._make_head: Make | None = None
         self.unread = False  # there may be more to read: a plain close would reset our answer away
         self.broken = False  # the client must not take the end for that of a response
+        self.until_close = False  # it would: the body under way has no other end
+        self._cut = False  # by ``break_off``
         self.upload: Upload | None = None
         self.lent: memoryview | None = None  # holds the body of the request under way
         self._patience = server.patience
@@ -167,7 +169,13 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         """Ends it at once, from any thread."""
         if self._relay:
             self._relay.break_off()
-        net.shut(self.request)
+        if self.until_close and not self._cut:
+            # Its thread resets it, or one that waits in a send is broken off once more.
+            self._cut = True
+            net.reset_on_close(self.request)
+            net.shut(self.request, socket.SHUT_RD)
+        else:
+            net.shut(self.request)
 
     def _end(self) -> None:
         if self.server.closing or self.ended:

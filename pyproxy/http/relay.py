@@ -65,12 +65,15 @@ def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> boo
     chunked = request.line.minor == 1
     if not chunked:
         client.keep = False
+        client.until_close = True  # before the look at ``over``: see ``break_off``
     head = reply.head.kept + reply.extra + connection_line(request.line.minor, client.keep)
     head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
     body = ReplyBody(request, reply)
     try:
         while not body.ended:
             piece = body.read()
+            if client.until_close and client.server.over:
+                raise ClientGone("broken off")
             out = chunk(piece) if chunked and piece else piece
             if body.ended and chunked:
                 out += last_chunk(body.trailers)
@@ -83,6 +86,7 @@ def _relay_stream(client: "ProxyHandler", request: Request, reply: Reply) -> boo
             # To HTTP/1.0 the end of the connection is the end of the body.
             net.reset_on_close(client.request)
         raise
+    client.until_close = False
     return body.exact
 
 
