@@ -374,6 +374,24 @@ def test_a_body_that_stops_coming_is_broken_off() -> None:
             wire.read_message()
 
 
+def test_a_target_that_was_removed_since_it_was_picked_keeps_no_idle_connection() -> None:
+    ended = threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(answer(b"a"))
+        if wire.at_end():
+            ended.set()
+
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        [service], [picked] = proxy.services, proxy.pool.targets
+        service.forget(picked)
+        with client(proxy.url) as wire:
+            wire.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert wire.read_message().body == b"a"
+            assert ended.wait(DEADLINE)
+
+
 def test_a_target_that_refuses_a_body_is_heard_though_it_closes() -> None:
     def serve(target: RawTarget, wire: Wire) -> None:
         wire.read_head()

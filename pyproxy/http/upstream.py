@@ -217,10 +217,17 @@ class Upstreams(dict[Target, Upstream]):
         self._keep = keep
         self._timeouts = timeouts
         self._context = context
+        self._gone: weakref.WeakSet[Target] = weakref.WeakSet()
 
     def __missing__(self, target: Target) -> Upstream:
         context = self._context if target.url.startswith("https:") else None
-        return self.setdefault(target, Upstream(target, self._timeouts, context, keep=self._keep))
+        found = self.setdefault(target, Upstream(target, self._timeouts, context, keep=self._keep))
+        # Another thread may have ended it after this one has picked the target, or in between.
+        if not self._keep:
+            found.close_idle()
+        if target in self._gone:
+            self.forget(target)
+        return found
 
     def close(self) -> None:
         """Closes those that are idle, and from now on each that is given back."""
@@ -229,7 +236,8 @@ class Upstreams(dict[Target, Upstream]):
             upstream.close_idle()
 
     def forget(self, target: Target) -> None:
-        """Closes its idle connections."""
+        """Closes its idle connections, and from now on each that is given back."""
+        self._gone.add(target)
         if upstream := self.pop(target, None):
             upstream.close_idle()
 
