@@ -558,6 +558,35 @@ def test_lines_that_came_while_others_were_written_are_there_in_the_end(tmp_path
     assert lines[-1].startswith(b"10.0.0.2 ")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("begun", [True, False], ids=["while it writes", "while it waits"])
+def test_a_destination_that_takes_nothing_holds_up_no_end(
+    tmp_path: Path, begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyproxy.http.access_log._LAST", 0.2)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    filler = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    with letters("a") as [target], contextlib.ExitStack() as closing:
+        closing.callback(os.close, filler)
+        closing.callback(os.close, reader)  # without readers, a write that waits fails
+        proxy = Proxy(targets=[target.url], access_log=str(path))
+        proxy.start()
+        for size in (4096, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(filler, b"x" * size)
+        get(proxy.url)
+        if begun:
+            eventually(lambda: not proxy._access_log._lines)  # type: ignore[union-attr]
+        stopping = threading.Thread(target=proxy.stop, daemon=True)
+        stopping.start()
+        stopping.join(DEADLINE)
+        assert not stopping.is_alive()
+        assert caplog.text.count("its last lines are lost") == 1
+
+
 def test_all_lines_are_there_after_the_stop_of_a_busy_proxy(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     answered = 0

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _FLUSH_EVERY = 1.0  # seconds
 _FLUSH_AT = 1000  # lines
+_LAST = 5.0  # seconds in which the last lines are to be written
 _PIPE_BUF = 4096  # bytes
 
 
@@ -96,6 +97,8 @@ class AccessLog:
                 lines, self._lines = self._lines, []
                 reopening, self._reopening = self._reopening, False
             self._flush(lines, reopening)
+        self._flush(self._lines)
+        self._close_file()
 
     def _flush(self, lines: list[str], reopening: bool = False) -> None:
         try:
@@ -135,13 +138,14 @@ class AccessLog:
         self._reopen()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is left, unless the destination takes nothing for some seconds, as a pipe may
+        that nobody reads."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
-        self._flush(self._lines)
-        self._close_file()
+        self._thread.join(_LAST)
+        if self._thread.is_alive():  # it ends with the process
+            log.error("the access log takes nothing, its last lines are lost")
 
 
 def _pieces(lines: list[str]) -> Iterator[str]:
