@@ -47,6 +47,9 @@ _MEMORY_INFO = 55 if sys.platform.startswith("linux") else None
 _NO_MEMORY = bytes(4)
 
 _PIECE = 262144  # bytes
+# Bytes up to which a copy of a file is as cheap as the system's pages of it. Those are shared until
+# the client has them: if the file is cut meanwhile, there are zeros in what was sent.
+_COPIED = 65536
 _OTHER_FILES = 100  # open beside those of connections: sockets that listen, logs, checks, modules
 
 # For a poller.
@@ -290,11 +293,12 @@ def send_both(sock: Socket, head: bytes, body: bytes | memoryview) -> None:
 def send_file(sock: Socket, head: bytes, file: BinaryIO, offset: int, length: int) -> Iterator[int]:
     """Sends ``head``, then ``length`` bytes of ``file``; the number of bytes after each step, in
     all fewer if the file is shorter. Raises ``OSError``."""
-    if not isinstance(sock, socket.socket) or not hasattr(os, "sendfile"):  # TLS, or Windows
-        sock.sendall(head)
+    plain = isinstance(sock, socket.socket) and hasattr(os, "sendfile")  # not TLS, nor Windows
+    if length <= _COPIED or not plain:
         file.seek(offset)
-        while length and (data := file.read(min(length, _PIECE))):
-            sock.sendall(data)
+        while data := file.read(min(length, _PIECE)):
+            send_both(sock, head, data)
+            head = b""
             length -= len(data)
             yield len(data)
         return

@@ -263,6 +263,20 @@ def test_a_file_that_shrinks_is_visibly_truncated(site: Path) -> None:
         assert got < int(head.get("Content-Length") or 0) == 50_000_000
 
 
+def test_a_small_file_that_shrinks_on_its_way_arrives_as_it_was(site: Path) -> None:
+    small = site / "small.txt"
+    small.write_bytes(b"a" * 60_000)
+    with (
+        Proxy(routes=[{"files": str(site)}]) as proxy,
+        client(proxy.url, receive_buffer=4096) as wire,
+    ):
+        wire.send(b"GET /small.txt HTTP/1.1\r\nHost: h\r\n\r\n")
+        head = wire.read_head()
+        os.truncate(small, 50_000)
+        assert head.get("Content-Length") == "60000"
+        assert wire.read_exactly(60_000) == b"a" * 60_000
+
+
 def test_routes_are_told_at_the_start_and_by_check(site: Path, tmp_path: Path) -> None:
     routes = [
         {"host": "a.com", "path": "/f", "files": str(site)},
