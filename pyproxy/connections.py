@@ -13,7 +13,8 @@ from pyproxy.balancing.counters import ACCEPTED, Counters
 
 log = logging.getLogger(__name__)
 
-# Seconds after an answer in which the next request may be on its way: ended then, it would be lost.
+# Seconds in which a request may be on its way, after an answer or to where nobody else will accept:
+# ended then, it would be lost.
 _BREATH = 0.2
 # A thread that waits for the interpreter wakes once in a switch interval. If thousands wait, that
 # takes the processor from the one they wait for: so the interval grows with the connections.
@@ -28,7 +29,7 @@ class Server(Protocol):
 
     hurry: bool  # some are to answer with `Connection: close`: ask whether this one ``makes_room``
     closing: bool  # the end has begun
-    hasty: bool  # and nobody else will accept: what has sent nothing yet is ended at once
+    hasty: bool  # and nobody else will accept: what has sent nothing yet is ended soon
     over: bool  # and what is left is broken off
 
     def follow(self) -> None:
@@ -168,8 +169,7 @@ class Connections:
             for one in among
             if one.idle_since
             and not one.ended
-            and now - one.idle_since
-            > (_BREATH if one.served else 0 if one.server.hasty else _GRACE)
+            and now - one.idle_since > (_BREATH if one.served or one.server.hasty else _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True

@@ -250,6 +250,60 @@ def test_a_request_that_was_on_its_way_when_the_end_began_is_answered(
             assert not stopping.is_alive()
 
 
+def test_a_client_that_has_just_connected_when_the_end_begins_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyproxy.connections._BREATH", 2 * DEADLINE)
+    with letters("a") as [target]:
+        proxy = Proxy(targets=[target.url])
+        proxy.start()
+        [server] = proxy._servers.values()
+        with client(proxy.url) as wire:
+            eventually(lambda: proxy.connections)
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            eventually(lambda: server.closing)
+            server.connections.end_idle(server)
+            wire.send(GET)
+            assert wire.read_message().body == b"a"
+            stopping.join(DEADLINE)
+            assert not stopping.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing more comes")
+@pytest.mark.parametrize("step", ["_first_bytes", "_end"])
+def test_a_first_request_that_comes_while_its_connection_is_ended_is_answered_or_reset(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    call = getattr(ProxyHandler, step)
+
+    def slowly(handler: ProxyHandler) -> object:
+        found = call(handler) if step == "_first_bytes" else None
+        if not ended.is_set():
+            ended.set()
+            eventually(lambda: net.unread(handler.request))
+        return call(handler) if step == "_end" else found
+
+    monkeypatch.setattr(ProxyHandler, step, slowly)
+    with letters("a") as [target]:
+        proxy = Proxy(targets=[target.url])
+        proxy.start()
+        with client(proxy.url) as wire:
+            eventually(lambda: proxy.connections)
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            assert ended.wait(DEADLINE)
+            wire.send(GET)
+            if step == "_first_bytes":
+                assert wire.read_message().body == b"a"
+            else:
+                with pytest.raises(ConnectionResetError):
+                    wire.read_to_end()
+            stopping.join(DEADLINE)
+            assert not stopping.is_alive()
+
+
 def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
     gate = Gate()
     with RawTarget(gate) as target:

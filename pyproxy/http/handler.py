@@ -178,7 +178,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
             net.shut(self.request)
 
     def _end(self) -> None:
-        if self.server.closing or self.ended:
+        # Without an answer to lose, a reset tells the client that its request hasn't been read.
+        if self.served and (self.server.closing or self.ended):
             self.unread = self.unread or net.readable(self.request)
         if isinstance(self.request, TLSSocket) and not self.broken:
             self.request.finish()
@@ -265,6 +266,8 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 self.set_patience(self.server.timeouts.keep_alive)
             try:
                 buffer = self._first_bytes()
+                if not buffer and self.ended:  # by us: what has come meanwhile is still served
+                    buffer = self.request.recv(_RECEIVE)
             except OSError:  # its time is over, or the client is gone
                 return None
             if not buffer:
