@@ -304,6 +304,40 @@ def test_a_first_request_that_comes_while_its_connection_is_ended_is_answered_or
             assert not stopping.is_alive()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing more comes")
+def test_the_last_request_of_a_connection_that_is_ended_is_broken_off_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyproxy.listener._LAST", DEADLINE / 4)
+    ended = threading.Event()
+    first_bytes = ProxyHandler._first_bytes
+
+    def slowly(handler: ProxyHandler) -> bytes:
+        found = first_bytes(handler)
+        ended.set()
+        eventually(lambda: net.unread(handler.request))
+        return found
+
+    monkeypatch.setattr(ProxyHandler, "_first_bytes", slowly)
+    gate = Gate()
+    with RawTarget(gate) as target:
+        proxy = Proxy(targets=[target.url])
+        proxy.start()
+        [server] = proxy._servers.values()
+        with client(proxy.url) as wire:
+            eventually(lambda: proxy.connections)
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            assert ended.wait(DEADLINE)
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            server.shutdown(0)
+            assert not proxy.connections
+        gate.open.set()
+        stopping.join(DEADLINE)
+        assert not stopping.is_alive()
+
+
 def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
     gate = Gate()
     with RawTarget(gate) as target:

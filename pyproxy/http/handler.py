@@ -426,7 +426,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
 
     def check_client(self) -> None:
         """Raises ``ClientGone`` if the client no longer waits for an answer."""
-        if not self.ended and net.hung_up(self.request):
+        if self.server.over or (not self.ended and net.hung_up(self.request)):
             raise ClientGone("closed while it waited")
 
     def stays_open(self, request: Request) -> bool:
