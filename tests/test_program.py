@@ -820,3 +820,21 @@ def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
             return {one.process.pid for one in list(supervisor.workers.values())}
 
         eventually(lambda: len(pids()) == 3 and not pids() & {*hanging})
+
+
+def test_an_answer_that_comes_late_is_not_the_answer_to_the_next_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyproxy.control import workers as module
+
+    monkeypatch.setattr(module, "_ANSWER", 0.1)
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001], "workers": 1})
+    with module.Supervisor(said) as supervisor:
+        slow = supervisor.workers[0]
+        with monkeypatch.context() as late, supervisor.changed:
+            # Its end comes so late that it still answers.
+            late.setattr(slow, "kill", lambda: os.kill(slow.process.pid, signal.SIGCONT))
+            os.kill(slow.process.pid, signal.SIGSTOP)
+            assert supervisor.all("snapshot") == []
+            assert supervisor.all("reopen_logs") == []
+        eventually(lambda: supervisor.restarts[0] == 1)

@@ -13,8 +13,9 @@ _NO_CHILDS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # no other program gets wha
 
 class Channel:
     """One end. Each method is called from one thread at a time; raises ``EOFError`` when the other
-    end is gone, ``TimeoutError`` when it takes nothing. Only for processes of one user that trust
-    each other: messages are pickles."""
+    end is gone, ``TimeoutError`` when it takes or says nothing. That is the end of the channel, and
+    ``EOFError`` from then on: what comes late would be taken for the answer to another question.
+    Only for processes of one user that trust each other: messages are pickles."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -35,16 +36,17 @@ class Channel:
                 socket.send_fds(self._sock, [_HEAD.pack(len(data) if last else 0, len(some))], some)
             self._sock.sendall(data)
         except TimeoutError:
+            self.close()
             raise
         except OSError as error:
             raise EOFError(str(error)) from None
 
     def receive(self, timeout: float | None = None) -> tuple[Any, list[int]]:
         """A message, and descriptors that belong to the caller now. Raises ``TimeoutError`` after
-        ``timeout`` seconds, which leaves the channel unusable."""
-        self._sock.settimeout(timeout)
+        ``timeout`` seconds."""
         files: list[int] = []
         try:
+            self._sock.settimeout(timeout)
             while True:
                 head, fds, _, _ = socket.recv_fds(self._sock, _HEAD.size, _MOST_FILES, _NO_CHILDS)
                 if not head:
@@ -55,6 +57,7 @@ class Channel:
                 if size:
                     return pickle.loads(self._exactly(size)), files
         except TimeoutError:
+            self.close()
             raise
         except OSError as error:
             raise EOFError(str(error)) from None
