@@ -4,12 +4,14 @@ import contextlib
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyproxy import Proxy
 from pyproxy.lab.target import HelloServer
+from pyproxy.settings import parse
 from tests.programs import Program, program
 from tests.support import eventually, get, lettered
 
@@ -97,3 +99,19 @@ def test_an_address_said_twice_is_one_target() -> None:
 def test_a_name_that_never_resolves_ends_with_the_proxy() -> None:
     with Proxy(targets=["dns://no-such-host.invalid:80"], resolving=60) as proxy:
         assert get(proxy.url).status == 503
+
+
+def test_a_name_without_targets_so_far_is_given_up_with_the_settings() -> None:
+    """However often they have changed since: its look-ups went on, and brought targets."""
+
+    def looked_up() -> bool:
+        return any("no-such-host" in thread.name for thread in threading.enumerate())
+
+    with lettered("a") as a:
+        said = parse({"listen": 0, "targets": [a.url, "dns://no-such-host.invalid:80"]})
+        with Proxy(said) as proxy:
+            assert looked_up()
+            proxy.reload(replace(said, max_fails=2))
+            proxy.reload(replace(said, targets=said.targets[:1]))
+            eventually(lambda: not looked_up())
+            assert get(proxy.url).body == b"a"

@@ -75,7 +75,8 @@ class Discovery(threading.Thread):
         except (OSError, UnicodeError) as error:
             if not self._failing:
                 said = net.reason(error) if isinstance(error, OSError) else "no such name"
-                log.warning("can't look up %s, keeping %d targets: %s", self._host, len(self), said)
+                kept = len(self._targets)
+                log.warning("can't look up %s, keeping %d targets: %s", self._host, kept, said)
             self._failing = True
             return
         if self._failing:
@@ -83,9 +84,6 @@ class Discovery(threading.Thread):
         self._failing = False
         if not self._stopping:
             self._take({str(one[4][0]) for one in found})
-
-    def __len__(self) -> int:
-        return len(self._targets)
 
     def _take(self, addresses: set[str]) -> None:
         why = f"an address of {self._host}"
