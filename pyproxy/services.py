@@ -162,12 +162,14 @@ class Backing:
             leaving = self._take_over(self._old)
             started = set(self._discoveries)
             self._old = None
+        said = {one.url for one in self.said.targets}
         for one in self.said.targets:
             if one.dns:
                 known = self._discoveries.get(one.url)
                 found = known or Discovery(self.pool, *one.place)
                 make = functools.partial(self.make, one)
                 found.configure(self.said.resolving, make, self.forget, leaving)
+                found.keep(said)
                 self._discoveries[one.url] = found
                 if one.url not in started:
                     found.start()
@@ -186,13 +188,19 @@ class Backing:
         after = {one.url: one for one in self.said.targets}
         gone = before.keys() - after.keys()
         leaving: set[Target] = set()
+        found: set[Target] = set()  # at addresses of names that stay
         for url, discovery in old._discoveries.items():
             if url in gone:
                 discovery.stop()
-                leaving.update(discovery.targets)
+                leaving.update(one for one in discovery.targets if one.url not in after)
             else:
                 self._discoveries[url] = discovery
+                discovery.keep(after.keys())
+                found.update(discovery.targets)
                 self._change(discovery.targets, before[url], after[url])
+                for target in discovery.targets:
+                    if target.url in gone:
+                        self._set(target, after[url])
         for url in before.keys() & after.keys():
             self._change(
                 [one for one in self.pool.targets if one.url == url], before[url], after[url]
@@ -205,7 +213,7 @@ class Backing:
         waits = any(one.dns and url not in before for url, one in after.items())
 
         def targets(now: tuple[Target, ...]) -> tuple[Target, ...]:
-            leaving.update(one for one in now if one.url in gone)
+            leaving.update(one for one in now if one.url in gone and one not in found)
             kept = [one for one in now if waits or one not in leaving]
             known = {one.url for one in kept if one not in leaving}
             new = [

@@ -1,6 +1,7 @@
 """dns:// targets: every address behind a name, as it changes."""
 
 import contextlib
+import json
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 
 from pyproxy import Proxy
 from pyproxy.lab.target import HelloServer
 from pyproxy.settings import parse
 from tests.programs import Program, program
-from tests.support import eventually, get, lettered
+from tests.support import DEADLINE, eventually, get, lettered
 
 # The program sees a file of ours as /etc/hosts, which the system's look-up reads anew each time.
 OWN_HOSTS = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
@@ -49,6 +51,12 @@ def serving(hosts: Path, *targets: str) -> contextlib.AbstractContextManager[Pro
         prefix=[*OWN_HOSTS, BIND, "sh"],
         env={"HOSTS": str(hosts)},
     )
+
+
+def weights(admin: str) -> dict[str, int]:
+    """Of the targets, by URL."""
+    status = requests.get(f"{admin}/status", timeout=DEADLINE).json()
+    return {one["url"]: one["weight"] for one in status["pools"][0]["targets"]}
 
 
 def names(url: str) -> set[str]:
@@ -115,3 +123,44 @@ def test_a_name_without_targets_so_far_is_given_up_with_the_settings() -> None:
             proxy.reload(replace(said, targets=said.targets[:1]))
             eventually(lambda: not looked_up())
             assert get(proxy.url).body == b"a"
+
+
+def test_a_target_that_is_said_and_an_address_too_goes_when_it_is_neither(
+    hosts: Path, tmp_path: Path
+) -> None:
+    both, one = "http://127.0.0.2:1", "http://127.0.0.3:1"
+    by_name = {"url": "dns://hello.test:1", "weight": 2}
+    settings = tmp_path / "settings.json"
+
+    def write(*targets: object) -> None:
+        times = {"resolving": 0.1, "sleeping": 60}
+        said = {"listen": 0, "admin": {"listen": 0}, "targets": targets, **times}
+        settings.write_text(json.dumps(said))
+
+    write(by_name)
+    hosts.write_text("127.0.0.2 hello.test\n")
+    with program(
+        *("--config", str(settings)),
+        prefix=[*OWN_HOSTS, BIND, "sh"],
+        env={"HOSTS": str(hosts)},
+    ) as running:
+        admin = running.wait_for(r"admin: (\S+)")[1]
+
+        def reload(*targets: object) -> None:
+            write(*targets)
+            assert requests.post(f"{admin}/reload", timeout=DEADLINE).status_code == 200
+
+        assert weights(admin) == {both: 2}
+        reload(by_name, both)
+        assert weights(admin) == {both: 1}, "what is said of it counts"
+        reload(by_name)
+        assert weights(admin) == {both: 2}, "it is an address still"
+        reload(by_name, both)
+        hosts.write_text("127.0.0.3 hello.test\n")
+        eventually(lambda: one in weights(admin))
+        assert weights(admin) == {both: 1, one: 2}, "it is said still"
+        reload(by_name)
+        assert weights(admin) == {one: 2}
+        reload(by_name, one)
+        reload(one, both)
+        assert weights(admin) == {both: 1, one: 1}, "the name that had it first is gone"

@@ -33,6 +33,9 @@ class Discovery(threading.Thread):
         self._pool = pool
         self._host, self._port = name, port
         self._targets: dict[str, Target] = {}
+        self._said: Collection[str] = ()
+        # Held while targets come and go, and while who stays is said.
+        self._taking = threading.Lock()
         self._failing = False
         self._looked = threading.Event()
         self._woken = threading.Event()  # when it is configured, or stopped
@@ -51,6 +54,12 @@ class Discovery(threading.Thread):
         self._leaving = leaving
         self._make, self._forget = make, forget
         self._woken.set()
+
+    def keep(self, said: Collection[str]) -> None:
+        """From now on the targets with these URLs stay in the pool, whatever the name stands
+        for."""
+        with self._taking:
+            self._said = said
 
     @property
     def targets(self) -> list[Target]:
@@ -83,7 +92,8 @@ class Discovery(threading.Thread):
             log.info("looking up %s succeeds again", self._host)
         self._failing = False
         if not self._stopping:
-            self._take({str(one[4][0]) for one in found})
+            with self._taking:
+                self._take({str(one[4][0]) for one in found})
 
     def _take(self, addresses: set[str]) -> None:
         why = f"an address of {self._host}"
@@ -93,6 +103,8 @@ class Discovery(threading.Thread):
                 self._targets[address] = target  # else it is another name's, or said itself
         for address in sorted(self._targets.keys() - addresses):
             target = self._targets.pop(address)
+            if target.url in self._said:
+                continue
             self._pool.remove(target, f"no longer an address of {self._host}")
             self._forget(target)
 
