@@ -460,3 +460,39 @@ def test_targets_don_t_know_the_settings_of_the_proxy(
     found = (tmp_path / "env").read_bytes().splitlines()
     assert {b"ODD=\xff", f"P={port}".encode()} <= set(found)
     assert not [one for one in found if one.startswith(b"PYPROXY_")]
+
+
+def test_what_a_new_keeper_starts_has_not_ended_with_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was told so, and ran on, known to nobody."""
+    launcher = ProcessLauncher(parse({"listen": 0, "scaling": scaling()}).scaling or Scaling())
+    version = Version(tuple(command()))
+    one = launcher.start("one", version)
+    send, keeper = launcher._send, launcher._keeper
+    assert keeper
+
+    def late(*known: Any, **said: Any) -> None:
+        monkeypatch.undo()
+        keeper.kill()
+        eventually(lambda: launcher.ended(one))
+        send(*known, **said)
+
+    monkeypatch.setattr(launcher, "_send", late)
+    two = launcher.start("two", version)
+    assert launcher.ended(one) == "ended with its keeper"
+    assert launcher.ended(two) is None
+    assert there(two.handle)
+    launcher.stop(two, DEADLINE)
+    launcher.close()
+    assert not there(two.handle)
+
+
+def test_a_keeper_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(scaling=scaling(min=1, stop_timeout="0.1s")) as proxy:
+        target = live(proxy)[0]["handle"]
+        keeper = Path(f"/proc/{target}/stat").read_text().rpartition(")")[2].split()[1]
+        os.kill(int(keeper), signal.SIGSTOP)
+        monkeypatch.setattr(processes, "_PATIENCE", 0.1)
+    eventually(lambda: not there(target))
+    assert not there(keeper)

@@ -56,6 +56,7 @@ class ProcessLauncher:
         self._said = said
         self._logs = said.logs or ""
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._listener: threading.Thread | None = None  # ends after the keeper
         self._channel: socket.socket | None = None
         self._known: dict[str, _Known] = {}
         self._left: deque[int] = deque()  # ports of those that have ended
@@ -73,9 +74,8 @@ class ProcessLauncher:
         environment["PATH"] = search_path(environment)
         log = self._log_of(name)
         known = _Known(log_began=_size(log))
-        with self._lock:
-            self._known[name] = known
         self._send(
+            known,
             verb="start",
             name=name,
             command=[part.replace("{port}", port) for part in version.command],
@@ -141,13 +141,15 @@ class ProcessLauncher:
 
     def close(self, keep: bool = False) -> None:
         with self._lock:
-            keeper, channel = self._keeper, self._channel
+            keeper, listener, channel = self._keeper, self._listener, self._channel
             self._keeper = self._channel = None
         if channel:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)  # the keeper ends all that is left
-        if keeper:
-            keeper.wait()
+        if keeper and listener:
+            listener.join(_PATIENCE)
+            keeper.kill()  # one that hangs; then its targets end, too
+            listener.join()
         if self._logs and not self._said.logs:
             shutil.rmtree(self._logs, ignore_errors=True)
 
@@ -173,11 +175,15 @@ class ProcessLauncher:
             raise LaunchError(f"scaling.logs: {folder}: {error.strerror}") from None
         return str(folder / f"{name}.log")
 
-    def _send(self, **said: Any) -> None:
+    def _send(self, known: _Known | None = None, **said: Any) -> None:
+        """``known`` is what is to be told of one that is started now: what came before, like the
+        end of another keeper, isn't of that one."""
         data = json.dumps(said).encode() + b"\n"
         with self._lock:
             try:
                 (self._channel or self._start_keeper()).sendall(data)
+                if known:
+                    self._known[said["name"]] = known
             except OSError as error:
                 raise LaunchError(f"the keeper of processes: {error}") from None
 
@@ -194,10 +200,11 @@ class ProcessLauncher:
         except OSError:
             own.close()
             raise
-        self._keeper, self._channel = keeper, own
-        threading.Thread(
+        listener = threading.Thread(
             target=self._listen, args=(own, keeper), name="pyproxy-keeper", daemon=True
-        ).start()
+        )
+        listener.start()
+        self._keeper, self._listener, self._channel = keeper, listener, own
         return own
 
     def _listen(self, channel: socket.socket, keeper: "subprocess.Popen[bytes]") -> None:
