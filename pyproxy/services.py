@@ -11,6 +11,7 @@ the difference between the two: targets of both keep their state and their conne
 
 import functools
 import ssl
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class Backing:
             fall=health.fall,
         )
         self._discoveries: dict[str, Discovery] = {}
+        # Held while a target comes or goes with an address, or changes hands.
+        self._taking: threading.RLock = old._taking if old else threading.RLock()
 
     def make(self, said: TargetSettings, address: str = "") -> Target:
         """The target that the settings say; at one of the addresses, if it has several."""
@@ -162,14 +165,12 @@ class Backing:
             leaving = self._take_over(self._old)
             started = set(self._discoveries)
             self._old = None
-        said = {one.url for one in self.said.targets}
         for one in self.said.targets:
             if one.dns:
                 known = self._discoveries.get(one.url)
-                found = known or Discovery(self.pool, *one.place)
+                found = known or Discovery(self.pool, self._taking, *one.place)
                 make = functools.partial(self.make, one)
-                found.configure(self.said.resolving, make, self.forget, leaving)
-                found.keep(said)
+                found.configure(self.said.resolving, make, self.forget, self._keeps, leaving)
                 self._discoveries[one.url] = found
                 if one.url not in started:
                     found.start()
@@ -188,19 +189,15 @@ class Backing:
         after = {one.url: one for one in self.said.targets}
         gone = before.keys() - after.keys()
         leaving: set[Target] = set()
-        found: set[Target] = set()  # at addresses of names that stay
-        for url, discovery in old._discoveries.items():
-            if url in gone:
-                discovery.stop()
-                leaving.update(one for one in discovery.targets if one.url not in after)
-            else:
-                self._discoveries[url] = discovery
-                discovery.keep(after.keys())
-                found.update(discovery.targets)
+        with self._taking:
+            for url in old._discoveries.keys() - gone:
+                self._discoveries[url] = discovery = old._discoveries[url]
+                discovery.keep = self._keeps
                 self._change(discovery.targets, before[url], after[url])
-                for target in discovery.targets:
-                    if target.url in gone:
-                        self._set(target, after[url])
+        for url in old._discoveries.keys() & gone:
+            old._discoveries[url].stop()
+            leaving.update(one for one in old._discoveries[url].targets if not self._keeps(one))
+        stay = {one for one in self.pool.targets if one.url in gone and self._keeps(one)}
         for url in before.keys() & after.keys():
             self._change(
                 [one for one in self.pool.targets if one.url == url], before[url], after[url]
@@ -213,7 +210,7 @@ class Backing:
         waits = any(one.dns and url not in before for url, one in after.items())
 
         def targets(now: tuple[Target, ...]) -> tuple[Target, ...]:
-            leaving.update(one for one in now if one.url in gone and one not in found)
+            leaving.update(one for one in now if one.url in gone and one not in stay)
             kept = [one for one in now if waits or one not in leaving]
             known = {one.url for one in kept if one not in leaving}
             new = [
@@ -236,6 +233,17 @@ class Backing:
         )
         self.succeed(old)
         return list(leaving)
+
+    def _keeps(self, target: Target) -> bool:
+        """Whether one that is going stays, as the settings say it, or a name has its address."""
+        if any(one.url == target.url for one in self.said.targets):
+            return True
+        for one in self.said.targets:
+            discovery = self._discoveries.get(one.url)
+            if discovery and discovery.inherit(target):
+                self._set(target, one)
+                return True
+        return False
 
     def _change(
         self, targets: Iterable[Target], before: TargetSettings, after: TargetSettings

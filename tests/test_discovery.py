@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -51,12 +52,6 @@ def serving(hosts: Path, *targets: str) -> contextlib.AbstractContextManager[Pro
         prefix=[*OWN_HOSTS, BIND, "sh"],
         env={"HOSTS": str(hosts)},
     )
-
-
-def weights(admin: str) -> dict[str, int]:
-    """Of the targets, by URL."""
-    status = requests.get(f"{admin}/status", timeout=DEADLINE).json()
-    return {one["url"]: one["weight"] for one in status["pools"][0]["targets"]}
 
 
 def names(url: str) -> set[str]:
@@ -125,42 +120,77 @@ def test_a_name_without_targets_so_far_is_given_up_with_the_settings() -> None:
             assert get(proxy.url).body == b"a"
 
 
-def test_a_target_that_is_said_and_an_address_too_goes_when_it_is_neither(
-    hosts: Path, tmp_path: Path
-) -> None:
-    both, one = "http://127.0.0.2:1", "http://127.0.0.3:1"
-    by_name = {"url": "dns://hello.test:1", "weight": 2}
-    settings = tmp_path / "settings.json"
+class Edited:
+    """A program whose settings are a file; its targets aren't there."""
 
-    def write(*targets: object) -> None:
+    def __init__(self, hosts: Path, *targets: object) -> None:
+        self._settings = hosts.with_name("settings.json")
+        self._write(*targets)
+        self.program = program(
+            *("--config", str(self._settings)),
+            prefix=[*OWN_HOSTS, BIND, "sh"],
+            env={"HOSTS": str(hosts)},
+        )
+
+    def __enter__(self) -> "Edited":
+        self._admin = self.program.__enter__().wait_for(r"admin: (\S+)")[1]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.program.__exit__(*raised)
+
+    def _write(self, *targets: object) -> None:
         times = {"resolving": 0.1, "sleeping": 60}
         said = {"listen": 0, "admin": {"listen": 0}, "targets": targets, **times}
-        settings.write_text(json.dumps(said))
+        self._settings.write_text(json.dumps(said))
 
-    write(by_name)
+    def reload(self, *targets: object) -> None:
+        self._write(*targets)
+        assert requests.post(f"{self._admin}/reload", timeout=DEADLINE).status_code == 200
+
+    def weights(self) -> dict[str, int]:
+        """Of the targets, by URL."""
+        status = requests.get(f"{self._admin}/status", timeout=DEADLINE).json()
+        return {one["url"]: one["weight"] for one in status["pools"][0]["targets"]}
+
+    def removed(self) -> list[str]:
+        """URLs, so far."""
+        status = requests.get(f"{self._admin}/status", timeout=DEADLINE).json()
+        return [one["target"] for one in status["events"] if one["what"] == "removed"]
+
+
+def test_a_target_that_is_said_and_an_address_too_goes_when_it_is_neither(hosts: Path) -> None:
+    both, one = "http://127.0.0.2:1", "http://127.0.0.3:1"
+    by_name = {"url": "dns://hello.test:1", "weight": 2}
     hosts.write_text("127.0.0.2 hello.test\n")
-    with program(
-        *("--config", str(settings)),
-        prefix=[*OWN_HOSTS, BIND, "sh"],
-        env={"HOSTS": str(hosts)},
-    ) as running:
-        admin = running.wait_for(r"admin: (\S+)")[1]
-
-        def reload(*targets: object) -> None:
-            write(*targets)
-            assert requests.post(f"{admin}/reload", timeout=DEADLINE).status_code == 200
-
-        assert weights(admin) == {both: 2}
-        reload(by_name, both)
-        assert weights(admin) == {both: 1}, "what is said of it counts"
-        reload(by_name)
-        assert weights(admin) == {both: 2}, "it is an address still"
-        reload(by_name, both)
+    with Edited(hosts, by_name) as edited:
+        eventually(lambda: edited.weights() == {both: 2})
+        edited.reload(by_name, both)
+        assert edited.weights() == {both: 1}, "what is said of it counts"
+        edited.reload(by_name)
+        assert edited.weights() == {both: 2}, "it is an address still"
+        edited.reload(by_name, both)
         hosts.write_text("127.0.0.3 hello.test\n")
-        eventually(lambda: one in weights(admin))
-        assert weights(admin) == {both: 1, one: 2}, "it is said still"
-        reload(by_name)
-        assert weights(admin) == {one: 2}
-        reload(by_name, one)
-        reload(one, both)
-        assert weights(admin) == {both: 1, one: 1}, "the name that had it first is gone"
+        eventually(lambda: one in edited.weights())
+        assert edited.weights() == {both: 1, one: 2}, "it is said still"
+        edited.reload(by_name)
+        assert edited.weights() == {one: 2}
+        edited.reload(by_name, one)
+        edited.reload(one, both)
+        assert edited.weights() == {both: 1, one: 1}, "the name that had it first is gone"
+
+
+def test_an_address_of_two_names_stays_when_it_is_one_s(hosts: Path) -> None:
+    shared, of_b, of_a = (f"http://127.0.0.{number}:1" for number in (2, 3, 4))
+    a, b = "dns://a.test:1", {"url": "dns://b.test:1", "weight": 2}
+    hosts.write_text("127.0.0.2 a.test b.test\n127.0.0.3 b.test\n")
+    with Edited(hosts, a, b) as edited:
+        eventually(lambda: edited.weights().keys() == {shared, of_b})
+        edited.reload(b)
+        assert edited.weights() == {shared: 2, of_b: 2}
+        hosts.write_text("127.0.0.2 a.test b.test\n127.0.0.3 b.test\n127.0.0.4 a.test\n")
+        edited.reload(b, a)
+        eventually(lambda: edited.weights() == {shared: 2, of_b: 2, of_a: 1})
+        hosts.write_text("127.0.0.2 a.test\n127.0.0.3 b.test\n127.0.0.4 a.test\n")
+        eventually(lambda: edited.weights() == {shared: 1, of_b: 2, of_a: 1})
+        assert edited.removed() == [], "no moment without it"

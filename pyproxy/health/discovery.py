@@ -25,17 +25,18 @@ class Discovery(threading.Thread):
     def __init__(
         self,
         pool: TargetPool,
+        taking: threading.RLock,
         name: str,
         port: int,
     ) -> None:
-        """To be configured before it starts."""
+        """To be configured before it starts. ``taking`` is one lock for all names of a pool: they
+        may share addresses. It is held while targets come and go."""
         super().__init__(name=f"pyproxy-dns-{name}", daemon=True)
         self._pool = pool
         self._host, self._port = name, port
         self._targets: dict[str, Target] = {}
-        self._said: Collection[str] = ()
-        # Held while targets come and go, and while who stays is said.
-        self._taking = threading.Lock()
+        self._addresses: set[str] = set()  # of the last answer; some may be another name's
+        self._taking = taking
         self._failing = False
         self._looked = threading.Event()
         self._woken = threading.Event()  # when it is configured, or stopped
@@ -46,20 +47,24 @@ class Discovery(threading.Thread):
         every: float,
         make: Callable[[str], Target],
         forget: Callable[[Target], None],
+        keep: Callable[[Target], bool],
         leaving: Collection[Target] = (),
     ) -> None:
-        """What the settings say, also while it runs: ``make`` makes the target of an address,
-        ``forget`` is told of one that is gone. Those ``leaving`` the pool don't count."""
+        """What the settings say, also while it runs: ``make`` makes the target of an address;
+        ``keep`` says whether one that isn't at an address any more stays all the same, ``forget``
+        is told of one that doesn't. Those ``leaving`` the pool don't count."""
         self._every = every
         self._leaving = leaving
-        self._make, self._forget = make, forget
+        self._make, self._forget, self.keep = make, forget, keep
         self._woken.set()
 
-    def keep(self, said: Collection[str]) -> None:
-        """From now on the targets with these URLs stay in the pool, whatever the name stands
-        for."""
+    def inherit(self, target: Target) -> bool:
+        """Takes over another's target, if it is at an address of this name, too."""
         with self._taking:
-            self._said = said
+            if target.port != self._port or target.host not in self._addresses:
+                return False
+            self._targets[target.host] = target
+            return True
 
     @property
     def targets(self) -> list[Target]:
@@ -91,11 +96,12 @@ class Discovery(threading.Thread):
         if self._failing:
             log.info("looking up %s succeeds again", self._host)
         self._failing = False
-        if not self._stopping:
-            with self._taking:
+        with self._taking:
+            if not self._stopping:
                 self._take({str(one[4][0]) for one in found})
 
     def _take(self, addresses: set[str]) -> None:
+        self._addresses = addresses
         why = f"an address of {self._host}"
         for address in sorted(addresses - self._targets.keys()):
             target = self._make(address)
@@ -103,10 +109,9 @@ class Discovery(threading.Thread):
                 self._targets[address] = target  # else it is another name's, or said itself
         for address in sorted(self._targets.keys() - addresses):
             target = self._targets.pop(address)
-            if target.url in self._said:
-                continue
-            self._pool.remove(target, f"no longer an address of {self._host}")
-            self._forget(target)
+            if not self.keep(target):
+                self._pool.remove(target, f"no longer an address of {self._host}")
+                self._forget(target)
 
     def stop(self) -> None:
         """Ends the thread; one that hangs in a look-up ends with that."""
