@@ -33,8 +33,8 @@ class Worker:
 
     def run(self) -> None:
         """Until the end."""
-        self._channel.send("awake")
         with contextlib.suppress(EOFError):
+            self._channel.send("awake")
             while self._end is None:
                 (verb, arguments), files = self._channel.receive()
                 try:

@@ -596,6 +596,16 @@ def test_workers_end_when_their_supervisor_is_killed(folder: Path) -> None:
         served.wait()
 
 
+def test_a_worker_whose_supervisor_is_gone_before_it_awakes_ends_without_a_word() -> None:
+    own, other = socket.socketpair()
+    with other:
+        words = [sys.executable, "-m", "pyproxy.worker", str(other.fileno())]
+        own.close()
+        with command(*words, files=[other.fileno()]) as worker:
+            assert worker.wait() == 0
+            assert worker.text == ""
+
+
 # What systemd does: binds the sockets, hands them over as descriptors from 3 on, says so in the
 # environment with the process id, and listens to what it is told.
 ACTIVATE = """
