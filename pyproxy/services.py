@@ -174,7 +174,10 @@ class Backing:
                 self._discoveries[one.url] = found
                 if one.url not in started:
                     found.start()
+        alone = not {*self.pool.targets}.difference(leaving)  # then they stay until names are known
         for target in leaving:
+            if alone and any(one.hold(target) for one in self._discoveries.values()):
+                continue
             if target in self.pool.targets:
                 self.pool.remove(target, "by the settings")
             self.forget(target)

@@ -194,3 +194,14 @@ def test_an_address_of_two_names_stays_when_it_is_one_s(hosts: Path) -> None:
         hosts.write_text("127.0.0.2 a.test\n127.0.0.3 b.test\n127.0.0.4 a.test\n")
         eventually(lambda: edited.weights() == {shared: 1, of_b: 2, of_a: 1})
         assert edited.removed() == [], "no moment without it"
+
+
+def test_targets_serve_until_the_name_that_is_to_take_their_place_is_known(hosts: Path) -> None:
+    old, new = "http://127.0.0.2:1", "http://127.0.0.3:1"
+    with Edited(hosts, old) as edited:
+        edited.reload({"url": "dns://late.test:1", "weight": 2})
+        assert edited.weights() == {old: 1}
+        hosts.write_text("127.0.0.2 late.test\n127.0.0.3 late.test\n")
+        eventually(lambda: edited.weights() == {old: 2, new: 2})
+        hosts.write_text("127.0.0.3 late.test\n")
+        eventually(lambda: edited.weights() == {new: 2})

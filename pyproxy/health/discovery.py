@@ -63,7 +63,14 @@ class Discovery(threading.Thread):
         with self._taking:
             if target.port != self._port or target.host not in self._addresses:
                 return False
-            self._targets[target.host] = target
+            return self._targets.setdefault(target.host, target) is target
+
+    def hold(self, target: Target) -> bool:
+        """Has another's target stay until the first answer. False if that has come."""
+        with self._taking:
+            if self._addresses:
+                return False
+            self._targets[target.url] = target  # which is no address
             return True
 
     @property
@@ -103,9 +110,10 @@ class Discovery(threading.Thread):
     def _take(self, addresses: set[str]) -> None:
         self._addresses = addresses
         why = f"an address of {self._host}"
+        leaving = {*self._leaving, *self._targets.values()}  # some are held
         for address in sorted(addresses - self._targets.keys()):
             target = self._make(address)
-            if self._pool.add(target, why, time.monotonic(), self._leaving):
+            if self._pool.add(target, why, time.monotonic(), leaving):
                 self._targets[address] = target  # else it is another name's, or said itself
         for address in sorted(self._targets.keys() - addresses):
             target = self._targets.pop(address)
