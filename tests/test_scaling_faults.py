@@ -26,6 +26,7 @@ from pyproxy.scaling.rollouts import Rollouts
 from pyproxy.scaling_settings import Scaling, Version
 from pyproxy.settings import parse
 from tests.fleets import needs_fork
+from tests.programs import command as running
 from tests.programs import program
 from tests.support import DEADLINE, Load, client, closed_port, eventually, get
 from tests.test_scaling import MADE, command, live, made_by, names, scaling, there, told, write
@@ -496,3 +497,29 @@ def test_a_keeper_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.Monkey
         monkeypatch.setattr(processes, "_PATIENCE", 0.1)
     eventually(lambda: not there(target))
     assert not there(keeper)
+
+
+# A keeper that is killed when one that it starts has begun, and isn't bound to it yet.
+KILLED = """
+import os, signal, socket, sys, time
+from pyproxy.scaling.keeper import Keeper
+keeper = Keeper(socket.socketpair()[0])
+prctl, own = keeper._prctl, os.getpid()
+def late(*said):
+    with open("begun", "w") as file:
+        file.write(str(os.getpid()))
+    os.kill(own, signal.SIGKILL)
+    while os.getppid() == own:
+        time.sleep(0.01)
+    prctl(*said)
+keeper._prctl = late
+keeper._start("one", ["/bin/sleep", "60"], {}, None, os.devnull)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of such an end")
+def test_a_target_that_begins_when_its_keeper_is_killed_ends(tmp_path: Path) -> None:
+    with running(sys.executable, "-c", KILLED, cwd=tmp_path) as keeper:
+        assert keeper.wait() == -signal.SIGKILL
+        begun = (tmp_path / "begun").read_text()
+        eventually(lambda: not there(begun))

@@ -42,6 +42,7 @@ class Keeper:
         signal.set_wakeup_fd(ringer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._end_all())
+        self._pid = os.getpid()
         self._prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def run(self) -> None:
@@ -106,6 +107,8 @@ class Keeper:
         """Even a keeper may be killed."""
         if self._prctl:
             self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self._pid:  # it was, before that
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _end(self, name: str, patience: float) -> None:
         if process := self._kept.get(name):
