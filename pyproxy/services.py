@@ -185,8 +185,8 @@ class Backing:
 
     def _take_over(self, old: "Backing") -> list[Target]:
         """Goes on where ``old`` stops. Only what differs between the settings of both changes, so
-        that what was changed at run time stays so. Those that leave: while names are looked up for
-        the first time, they serve on."""
+        that what was changed at run time stays so. Those that leave: while a name isn't known,
+        they serve on."""
         old.recovery.stop()
         before = {one.url: one for one in old.said.targets}
         after = {one.url: one for one in self.said.targets}
@@ -210,7 +210,8 @@ class Backing:
         for one in self.pool.targets:
             if one.url in after.keys() - before.keys():
                 self._set(one, after[one.url])
-        waits = any(one.dns and url not in before for url, one in after.items())
+        names = [self._discoveries.get(url) for url, one in after.items() if one.dns]
+        waits = not all(one and one.known for one in names)
 
         def targets(now: tuple[Target, ...]) -> tuple[Target, ...]:
             leaving.update(one for one in now if one.url in gone and one not in stay)

@@ -196,10 +196,14 @@ def test_an_address_of_two_names_stays_when_it_is_one_s(hosts: Path) -> None:
         assert edited.removed() == [], "no moment without it"
 
 
-def test_targets_serve_until_the_name_that_is_to_take_their_place_is_known(hosts: Path) -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["said now", "said before"])
+def test_targets_serve_until_the_name_that_is_to_take_their_place_is_known(
+    hosts: Path, before: bool
+) -> None:
     old, new = "http://127.0.0.2:1", "http://127.0.0.3:1"
-    with Edited(hosts, old) as edited:
-        edited.reload({"url": "dns://late.test:1", "weight": 2})
+    by_name = {"url": "dns://late.test:1", "weight": 2}
+    with Edited(hosts, old, *[by_name] * before) as edited:
+        edited.reload(by_name)
         assert edited.weights() == {old: 1}
         hosts.write_text("127.0.0.2 late.test\n127.0.0.3 late.test\n")
         eventually(lambda: edited.weights() == {old: 2, new: 2})

@@ -58,6 +58,11 @@ class Discovery(threading.Thread):
         self._make, self._forget, self.keep = make, forget, keep
         self._woken.set()
 
+    @property
+    def known(self) -> bool:
+        """Whether there has been an answer."""
+        return bool(self._addresses)
+
     def inherit(self, target: Target) -> bool:
         """Takes over another's target, if it is at an address of this name, too."""
         with self._taking:
@@ -68,7 +73,7 @@ class Discovery(threading.Thread):
     def hold(self, target: Target) -> bool:
         """Has another's target stay until the first answer. False if that has come."""
         with self._taking:
-            if self._addresses:
+            if self.known:
                 return False
             self._targets[target.url] = target  # which is no address
             return True
