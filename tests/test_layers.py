@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "pyproxy"
 
 # From the ground up. Those on one floor don't import each other.
 FLOORS = (
-    ("errors", "readers", "access_format", "watching"),
+    ("errors", "readers", "access_format", "watching", "turns"),
     ("net", "options", "layers"),
     ("tls", "scaling_settings"),
     ("balancing",),

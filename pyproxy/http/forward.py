@@ -27,7 +27,10 @@ from pyproxy.http.upload import Upload
 from pyproxy.http.upstream import TargetConnection, Upstream, Upstreams
 from pyproxy.sections import Queue, Retry, Unavailable
 from pyproxy.tcp.proxy_protocol import Addresses, serialise
+from pyproxy.turns import Turn, turns
 from pyproxy.waiting import wait_for_target
+
+_SMALL = 8192  # bytes that a connection on which nothing is under way takes at once
 
 
 class Client(Protocol):
@@ -66,7 +69,7 @@ def parameter_in(uri: str, name: str) -> str | None:
 
 class Request:
     """What is asked of a target. Attempts read it and never change it, but for their own story:
-    ``number``, ``target``, ``attempts``, ``started``. To policies it is ``Asked``."""
+    ``number``, ``turn``, ``target``, ``attempts``, ``started``. To policies it is ``Asked``."""
 
     __slots__ = (
         "answered",
@@ -80,6 +83,7 @@ class Request:
         "replayable",
         "started",
         "target",
+        "turn",
         "upload",
     )
 
@@ -99,6 +103,7 @@ class Request:
         self.replayable = True
         self.client = client
         self.number = -1  # in its pool, which sets it
+        self.turn: Turn | None = None
         self.target: Target | None = None
         self.attempts = 0
         self.started = 0.0  # of the last attempt, time.monotonic()
@@ -226,9 +231,13 @@ class Forwarder:
     def __call__(self, request: Request) -> Reply:
         """A reply with a final status. Raises ``NobodyLeft``, ``Overloaded``, ``TargetError``,
         ``ClientGone``, or ``HTTPError`` when the body turns out bad."""
-        if self._sticky:
-            return self._bind(request, self._sticky)
-        return self._forward(request)
+        try:
+            if self._sticky:
+                return self._bind(request, self._sticky)
+            return self._forward(request)
+        finally:
+            if request.turn:
+                request.turn.end()
 
     def _bind(self, request: Request, sticky: Sticky) -> Reply:
         """Asks the client's own target; gives it a cookie, if it has none that holds."""
@@ -245,7 +254,6 @@ class Forwarder:
         tried: tuple[Target, ...] = ()
         failure: TargetError | None = None
         while True:
-            request.started = time.monotonic()
             try:
                 target = self._pick(request, tried, own)
             except EmptyRing:
@@ -287,10 +295,15 @@ class Forwarder:
     def _pick(self, request: Request, tried: tuple[Target, ...], wish: Target | None) -> Target:
         pool = self.pool
         if wish is None and self._wishes:
-            wish = pool.wish(request, tried, request.started)
+            wish = pool.wish(request, tried, time.monotonic())
+        if turns.crush:
+            request.turn = turns.take()
+        request.started = time.monotonic()
         try:
             return pool.pick(request, tried, request.started, wish)
         except AllBusy:
+            if request.turn:
+                request.turn.end()
             return self._wait(request, tried, wish)
 
     def _wait(self, request: Request, tried: tuple[Target, ...], wish: Target | None) -> Target:
@@ -314,7 +327,11 @@ class Forwarder:
         the same target is asked again on a fresh one, if the request can be sent twice."""
         again = self._repeatable(request)
         hello = self._send_proxy and serialise(self._send_proxy, request.client.addresses)
-        connection = upstream.take(careful=not again, hello=hello or b"")
+        connection = upstream.take(careful=not again)
+        if connection is None:
+            if request.turn:
+                request.turn.end()
+            connection = upstream.connect(hello or b"")
         try:
             return self._exchange(connection, upstream, request)
         except NoReply as error:
@@ -330,7 +347,7 @@ class Forwarder:
         request.started = time.monotonic()
         try:
             try:
-                connection.send(request.head, request.body)
+                self._send(connection, request)
             except TargetError:
                 # It may have answered before it closed, as a server that refuses a long body does.
                 # If it hasn't closed, it would take the next request for the rest of this one.
@@ -343,6 +360,18 @@ class Forwarder:
         except BaseException:
             request.drop(connection)
             raise
+
+    def _send(self, connection: TargetConnection, request: Request) -> None:
+        turn = request.turn
+        if turn and len(request.head) + len(request.body) > _SMALL:
+            turn.end()
+        try:
+            connection.send(request.head, request.body)
+        finally:
+            if turn:
+                turn.end()
+        if not (turn or request.body) and time.monotonic() - request.started > turns.LATE:
+            turns.begin()
 
     def _receive(self, connection: TargetConnection, upstream: Upstream, request: Request) -> Reply:
         head, rest = connection.receive_head(request.watch)

@@ -1,7 +1,8 @@
 """Connections to targets, kept alive: the only place where a target's ``OSError`` gets a name.
 
-A connection is taken (``Upstream.take``), used by one thread, and given back or closed. Idle ones
-lie in a stack, so that the one used last, the least likely to be stale, is used next.
+A connection is taken (``Upstream.take``) or made (``connect``), used by one thread, and given back
+or closed. Idle ones lie in a stack, so that the one used last, the least likely to be stale, is
+used next.
 """
 
 import contextlib
@@ -101,11 +102,10 @@ class Upstream:
         with _counting:
             _all.add(self)
 
-    def take(self, careful: bool, hello: bytes = b"") -> "TargetConnection":
-        """An idle connection, or a new one; with ``hello`` always a new one: it belongs to one
-        client. ``careful``: the request can't be sent twice, so even one used just now is asked
-        whether it was reset. Raises ``ConnectFailed``."""
-        while not hello:
+    def take(self, careful: bool) -> "TargetConnection | None":
+        """An idle connection, if there is one. ``careful``: the request can't be sent twice, so
+        even one used just now is asked whether it was reset."""
+        while not self._closed:
             try:
                 connection = self._idle.pop()
             except IndexError:
@@ -122,7 +122,7 @@ class Upstream:
                 connection.reused = True
                 return connection
             connection.close()
-        return self.connect(hello)
+        return None
 
     def connect(self, hello: bytes = b"") -> "TargetConnection":
         """A new connection, which begins with ``hello``. Raises ``ConnectFailed``, or ``HTTPError``
