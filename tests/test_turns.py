@@ -221,11 +221,14 @@ def test_who_waits_for_something_else_holds_nobody_up(hang: Hang, crush: Turns) 
     with contextlib.ExitStack() as stack:
         [target] = stack.enter_context(letters("a"))
         hanging = contextlib.ExitStack()
+        stack.callback(hanging.close)
         settings, request = hang(hanging)
         quick = {"path": "/quick", "targets": [target.url], "policy": "first"}
         proxy = stack.enter_context(Proxy(**settings, routes=[quick], timeouts={"connect": 90}))
+        pool = next(one.pool for one in proxy.services if one.pool.targets[0].url != target.url)
         if hang in (a_silent_target, a_target_that_takes_no_body):
             run_together([lambda: get(proxy.url)] * MANY)
+            eventually(lambda: not pool.targets[0].in_flight)  # its connections are back
         for _ in range(MANY):
             wire = stack.enter_context(client(proxy.url, receive_buffer=4096))
             threading.Thread(target=send, args=(wire, request), daemon=True).start()
@@ -233,7 +236,6 @@ def test_who_waits_for_something_else_holds_nobody_up(hang: Hang, crush: Turns) 
             for _ in range(MANY):
                 assert deciding.acquire(timeout=DEADLINE)
         else:
-            pool = next(one.pool for one in proxy.services if one.pool.targets[0].url != target.url)
             eventually(lambda: pool.targets[0].in_flight + len(pool._queue) == MANY)
         for _ in range(MANY):
             assert get(proxy.url, "/quick").body == b"a"
