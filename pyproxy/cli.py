@@ -17,7 +17,7 @@ from pyproxy import __version__, commands, lab_commands, settings
 from pyproxy.app import Proxy
 from pyproxy.commands import BadSettings, Refused
 from pyproxy.errors import PyproxyError, SettingsError
-from pyproxy.program import Program, Signals, catch_signals, in_background, inheritance
+from pyproxy.program import Program, Signals, in_background, inheritance
 from pyproxy.readers import few
 from pyproxy.sections import PoolSettings
 from pyproxy.watching import Watcher
@@ -234,7 +234,7 @@ def target(
     """Run the "Hello, world!" target."""
     from pyproxy.lab.target import HelloServer
 
-    signals = catch_signals("SIGINT", "SIGTERM")
+    signals = Signals("SIGINT", "SIGTERM")
     try:
         server = HelloServer(host, port, name, delay, at_once)
     except PyproxyError as error:

@@ -15,7 +15,7 @@ import click
 from pyproxy import settings
 from pyproxy.commands import BadSettings, Refused
 from pyproxy.errors import PyproxyError, SettingsError
-from pyproxy.program import catch_signals
+from pyproxy.program import Signals
 from pyproxy.readers import Text
 from pyproxy.readers import duration as read_duration
 
@@ -299,7 +299,7 @@ def bench(
     plan = _plan(**said)
     for name in [name for name in os.environ if name.startswith("PYPROXY_")]:
         del os.environ[name]  # the proxy's settings are what is said here
-    signals = catch_signals("SIGINT", "SIGTERM")
+    signals = Signals("SIGINT", "SIGTERM")
     try:
         if png:
             check_for_matplotlib()

@@ -6,11 +6,13 @@ SIGUSR1           opens the access log anew
 SIGUSR2           hands over to a new program on the same sockets
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,24 +32,52 @@ log = logging.getLogger(__name__)
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = {int(getattr(signal, name)): name for name in _NAMES if hasattr(signal, name)}
-_FAILED = -1  # stands in the queue for workers that die again and again
-
-Signals = queue.SimpleQueue[int]
+_FAILED = 255  # stands among them for workers that die again and again
 
 
-def catch_signals(*names: str) -> Signals:
-    """Those with these names, as they come."""
-    signals: Signals = queue.SimpleQueue()
-    for number, name in SIGNALS.items():
-        if name in names:
-            signal.signal(number, lambda number, _: signals.put(number))
-    return signals
+class Signals:
+    """What this process is sent, and what its threads ``put``, in the order in which it comes. For
+    as long as the process lasts; made in the main thread.
+
+    The system's own handler writes what ``get`` reads. Python's runs in the main thread alone, and
+    one that is about to wait for a lock sleeps through a signal that comes just before.
+    """
+
+    def __init__(self, *names: str) -> None:
+        """``names`` of ``SIGNALS``: the others do what they did."""
+        self._came: list[int] = []
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        for number, name in SIGNALS.items():
+            if name in names:
+                signal.signal(number, lambda number, _: None)
+        atexit.register(self._close)
+
+    def put(self, number: int) -> None:
+        """From any thread; up to 255."""
+        self._mouth.send(bytes([number]))
+
+    def get(self, timeout: float | None = None) -> int:
+        """From one thread at a time. Raises ``queue.Empty`` after ``timeout`` seconds."""
+        if not self._came:
+            self._ear.settimeout(timeout)
+            try:
+                # The handlers of those that come together run the other way round.
+                self._came = sorted(self._ear.recv(256))
+            except (TimeoutError, BlockingIOError):
+                raise queue.Empty from None
+        return self._came.pop(0)
+
+    def _close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self._ear.close()
+        self._mouth.close()
 
 
 @contextlib.contextmanager
 def not_for_threads() -> Iterator[None]:
-    """Threads started within leave signals to the main thread. A signal that another thread gets
-    doesn't wake the main one, which has to act on it (it happens on a busy machine)."""
+    """Threads started within leave signals to the main thread, whose waiting they end."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows has no such choice
         yield
         return
@@ -95,7 +125,7 @@ class Program:
         logs.configure(settings.log)
         net.raise_file_limit(settings.limits.connections)
         self._tell = tell
-        self._signals = catch_signals(*_NAMES)
+        self._signals = Signals(*_NAMES)
         self._watcher = watcher
         self._problem = ""
         self._left = left
@@ -193,7 +223,7 @@ class Program:
                 return False
         with contextlib.suppress(queue.Empty):  # it ends anyway: what has come isn't the second
             while True:
-                self._signals.get_nowait()
+                self._signals.get(0)
         systemd.notify(f"MAINPID={pid}")
         self._tell(f"process {pid} takes the place of this one, which finishes what is under way")
         return True

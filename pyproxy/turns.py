@@ -33,7 +33,9 @@ class Turn:
 class Turns:
     """Those of a process. Called from any thread."""
 
-    LATE = 0.01  # seconds for what waits for nothing but the interpreter: that tells of a crush
+    # Seconds for what waits for nothing but the interpreter: that tells of a crush. Windows' clock
+    # moves in steps of 16 ms.
+    LATE = max(0.01, 3 * time.get_clock_info("monotonic").resolution)
 
     def __init__(self) -> None:
         self.crush = False  # without one nobody needs a turn

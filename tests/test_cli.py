@@ -204,7 +204,7 @@ def test_a_request_under_way_is_finished() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
 def test_signals_are_for_the_main_thread_alone() -> None:
-    """One that another thread got would not wake it, and the proxy would never stop."""
+    """One that another thread got would not end what it waits for."""
     both = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
     with letters("a") as [a], program(*ANY_PORT, "--targets", a.url) as proxy:
         assert get(proxy.url).body == b"a"
@@ -218,6 +218,25 @@ def test_signals_are_for_the_main_thread_alone() -> None:
         assert len(blocked) > 2
         assert set(blocked.values()) == {both}
         assert proxy.stop() == 0
+
+
+def test_a_signal_is_heard_whichever_thread_of_a_program_gets_it() -> None:
+    """Nor is one slept through that comes just before the main thread waits, which is the same."""
+    code = """
+import signal, threading
+from pyproxy.program import Signals
+
+def get_one() -> None:
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+signals = Signals("SIGTERM")
+threading.Timer(0.2, get_one).start()
+print(signals.get() == signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
+    )
+    assert done.stdout == b"True\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import requests
 
@@ -417,10 +417,15 @@ def metadata_of(name: str) -> str:
 # How it is done
 
 
+class Signals(Protocol):
+    def get(self, *, timeout: float) -> int:
+        """The next one. Raises ``queue.Empty`` after so many seconds."""
+
+
 class Bench:
     """``go`` makes the load; ``runs`` is what was measured so far."""
 
-    def __init__(self, plan: Plan, signals: "queue.SimpleQueue[int]") -> None:
+    def __init__(self, plan: Plan, signals: Signals) -> None:
         """What comes through ``signals`` ends it early. Raises ``BenchError`` without Locust."""
         if importlib.util.find_spec("locust") is None:
             raise BenchError('the load is made by Locust: pip install "pyproxy-lb[bench]"')
