@@ -582,6 +582,23 @@ def test_a_connection_that_ends_gives_back_the_room_for_its_uploads() -> None:
         eventually(lambda: spare.acquire(blocking=False))
 
 
+def test_room_that_uploads_needed_once_is_there_for_those_that_wait_later() -> None:
+    """On a connection on which somebody always waits."""
+    with proxied(echo, http2={"threads": 0}) as (proxy, _), Http2Client(proxy.url) as one:
+        [server] = proxy._servers.values()
+        assert isinstance(server, ProxyServer)
+        server.stream_windows = threading.Semaphore(8)
+        waiting: list[int] = []
+        for number in range(1, 57, 2):
+            filled(one, number)
+            waiting.append(number)
+            while len(waiting) == 7 or (len(waiting) > 1 and number % 12 == 1):
+                seen(one)
+                first = waiting.pop(0)
+                one.data(first, b"", end=True)
+                assert one.answer(first).body == bytes(262144)
+
+
 def test_a_reload_refuses_no_stream_that_a_client_was_allowed() -> None:
     gate = Gate()
     with proxied(gate) as (proxy, target), Http2Client(proxy.url) as one:

@@ -373,7 +373,7 @@ class Http2Connection:
                 self._queue.put(None)
             while self._threads:
                 self._fewer.wait()
-            self._give_back()
+            self._give_back(self._more)
         self._linger()
 
     def _linger(self) -> None:
@@ -449,8 +449,7 @@ class Http2Connection:
             self._acknowledge(stream.number, stream.unacknowledged)
             self._flush()
             self.handler.served += 1
-            if self._more and not any(one.unacknowledged for one in self._streams.values()):
-                self._give_back()
+            self._narrow()
             if not self._streams:
                 self.handler.idle_since = time.monotonic()
                 if self._last is not None or self._frames.going or self.handler.ended:
@@ -546,6 +545,7 @@ class Http2Connection:
             stream.body.clear()
             self._acknowledge(stream.number, stream.unacknowledged)
             stream.unacknowledged = 0
+            self._narrow()
             self._flush()
         if self._out:
             self._drain()
@@ -596,11 +596,18 @@ class Http2Connection:
             except h2.exceptions.ProtocolError:
                 pass  # the connection has ended
 
-    def _give_back(self) -> None:
-        """Nothing waits unread: what the window is larger by, h2 takes off by and by."""
+    def _narrow(self) -> None:
+        """Something has been read: by what the window is larger now. h2 has taken off the rest,
+        or does so by and by."""
         if self._more:
-            self.server.stream_windows.release(self._more)
-            self._more = 0
+            unread = sum(one.unacknowledged for one in self._streams.values())
+            larger = unread + self._h2.inbound_flow_control_window - _WINDOW
+            self._give_back(self._more - max(0, -(-larger // _STREAM_WINDOW)))
+
+    def _give_back(self, count: int) -> None:
+        if count > 0:
+            self.server.stream_windows.release(count)
+            self._more -= count
 
     def _say_goodbye(self, code: int, text: str) -> None:
         """GOAWAY, once. h2 can't say it and go on; the streams under way are to be finished."""
