@@ -757,6 +757,24 @@ def test_a_request_that_came_just_before_an_idle_end_gets_all_of_its_answer(
         assert one.end() == NO_ERROR
 
 
+def test_a_request_that_came_just_before_an_idle_end_is_broken_off_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyproxy.listener._LAST", DEADLINE / 4)
+    gate = Gate()
+    with asked_of_stopped(gate) as (proxy, one, _):
+        [server] = proxy._servers.values()
+        [handler] = proxy._connections._open
+        handler.ended = True  # as ``Connections`` does, which has just seen it idle
+        net.shut(handler.request, socket.SHUT_RD)
+        while one.goaway is None:
+            assert one.read()
+        server.shutdown(0)
+        assert not proxy.connections
+        gate.open.set()
+        proxy.stop()
+
+
 def test_a_client_at_the_limit_of_connections_gets_its_place() -> None:
     with (
         proxied(answer("x"), limits={"connections": 1}) as (proxy, _),

@@ -258,7 +258,7 @@ class Http2Connection:
     def _hung_up(self) -> None:
         """The end of what the client sends; or the server has ended an idle connection, on which
         something has still come."""
-        if self.handler.ended and not self._frames.going:
+        if self.handler.ended and not (self._frames.going or self.server.over):
             self._say_goodbye(_NO_ERROR, "")
             if self._streams and not self._over:
                 self._fewer.wait(_LOOK)  # they may need what still comes: windows, and bodies
