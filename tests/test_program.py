@@ -832,6 +832,19 @@ def test_a_worker_that_hangs_is_replaced_and_holds_up_nobody_for_long(
         eventually(lambda: len(pids()) == 3 and not pids() & {*hanging})
 
 
+def test_a_worker_that_takes_no_question_is_replaced_too() -> None:
+    from pyproxy.control import workers as module
+
+    said = parse({"listen": "http://127.0.0.1:0", "targets": [8001], "workers": 1})
+    with module.Supervisor(said) as supervisor:
+        slow = supervisor.workers[0]
+        slow._channel._sock.settimeout(0.1)
+        with supervisor.changed:
+            os.kill(slow.process.pid, signal.SIGSTOP)
+            assert supervisor.all("snapshot", bytes(10_000_000)) == []
+        eventually(lambda: supervisor.restarts[0] == 1)
+
+
 def test_an_answer_that_comes_late_is_not_the_answer_to_the_next_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -92,9 +92,15 @@ class Worker:
         return result
 
     def tell(self, verb: str, *arguments: Any) -> None:
-        """Without waiting for an answer."""
-        with contextlib.suppress(EOFError, TimeoutError):
+        """Without waiting for an answer. One that hangs so that it takes no more is ended: nobody
+        can ask it anything after that."""
+        try:
             self.ask(verb, *arguments)
+        except EOFError:
+            pass  # its thread sees that too
+        except TimeoutError:
+            log.error("worker %d takes no question: it is ended", self.number)
+            self.kill()
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
