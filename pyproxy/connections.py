@@ -191,9 +191,12 @@ class Connections:
             own = self._of(server)
             self._end_idle(own, len(own))
 
-    def break_off(self, server: Server) -> int:
-        """Breaks off what is left of it, and tells how many those were."""
+    def break_off(self, server: Server, *, again: bool = False) -> int:
+        """Breaks off what is left of it, and tells how many those were. Once, unless ``again``:
+        several may end it."""
         with self._ended:
+            if server.over and not again:
+                return 0
             server.over = True
             self._ended.notify_all()
             own = self._of(server)

@@ -176,7 +176,7 @@ class Listener(socketserver.TCPServer):
             if broken:
                 log.warning("broke off %d connections that didn't finish in time", broken)
             if not self._wait_for_threads(time.monotonic() + _LAST):
-                self.connections.break_off(self)
+                self.connections.break_off(self, again=True)
                 self._wait_for_threads(time.monotonic() + _LAST)
         self._stopped.set()
 

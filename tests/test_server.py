@@ -338,6 +338,29 @@ def test_the_last_request_of_a_connection_that_is_ended_is_broken_off_too(
         assert not stopping.is_alive()
 
 
+def test_a_body_without_a_length_looks_cut_off_when_two_stop_at_once() -> None:
+    over = threading.Event()
+
+    def serve(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        over.wait(DEADLINE)
+
+    with RawTarget(serve) as target, Proxy(targets=[target.url]) as proxy:
+        [server] = proxy._servers.values()
+        with client(proxy.url) as wire:
+            wire.send(b"GET / HTTP/1.0\r\n\r\n")
+            wire.read_until(b"half")
+            stopping = [threading.Thread(target=server.shutdown, args=(0,)) for _ in range(2)]
+            for one in stopping:
+                one.start()
+            with pytest.raises(ConnectionResetError):
+                wire.read_to_end()
+            over.set()
+            for one in stopping:
+                one.join(DEADLINE)
+
+
 def test_stopping_breaks_off_what_does_not_finish_in_time() -> None:
     gate = Gate()
     with RawTarget(gate) as target:
