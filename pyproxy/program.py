@@ -6,7 +6,6 @@ SIGUSR1           opens the access log anew
 SIGUSR2           hands over to a new program on the same sockets
 """
 
-import atexit
 import contextlib
 import logging
 import os
@@ -52,7 +51,7 @@ class Signals:
         for number, name in SIGNALS.items():
             if name in names:
                 signal.signal(number, lambda number, _: None)
-        atexit.register(self._close)
+        _kept.append(self)
 
     def put(self, number: int) -> None:
         """From any thread; up to 255."""
@@ -69,10 +68,8 @@ class Signals:
                 raise queue.Empty from None
         return self._came.pop(0)
 
-    def _close(self) -> None:
-        signal.set_wakeup_fd(-1)
-        self._ear.close()
-        self._mouth.close()
+
+_kept: list[Signals] = []  # a signal may come at any time
 
 
 @contextlib.contextmanager
