@@ -36,6 +36,8 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             f"--{path.replace('_', '-')}",
             path.replace(".", "__"),
             metavar="VALUE",
+            multiple=True,
+            callback=_once,
             help=f"{option.help[0].upper()}{option.help[1:]}{unit}.{says}",
         )(command)
     return click.option(
@@ -43,6 +45,12 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         help="The settings file. [default: appsettings.json in the current folder]",
     )(command)
+
+
+def _once(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    if len(values) > 1:
+        raise click.BadParameter(f"said {len(values)} times: several values are one list, like 1,2")
+    return values[0] if values else None
 
 
 def _brief(value: Any) -> str:

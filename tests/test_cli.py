@@ -274,6 +274,14 @@ def usage_error(done: "subprocess.CompletedProcess[str]") -> str:
     return line
 
 
+def test_an_option_that_is_said_twice_is_refused() -> None:
+    """Not: the last one counts, and of two targets one serves."""
+    said = usage_error(run("--targets", "8001", "--targets", "8002"))
+    assert said == (
+        "Error: Invalid value for '--targets': said 2 times: several values are one list, like 1,2"
+    )
+
+
 def test_a_port_in_use_is_told() -> None:
     with letters("a") as [target]:
         for arguments in (
