@@ -35,8 +35,9 @@ _FAILED = 255  # stands among them for workers that die again and again
 
 
 class Signals:
-    """What this process is sent, and what its threads ``put``, in the order in which it comes. For
-    as long as the process lasts; made in the main thread.
+    """What this process is sent, and what its threads ``put``, in the order in which it comes, of
+    what comes together the lower number first. For as long as the process lasts; made in the main
+    thread.
 
     The system's own handler writes what ``get`` reads. Python's runs in the main thread alone, and
     one that is about to wait for a lock sleeps through a signal that comes just before.

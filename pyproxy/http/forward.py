@@ -103,7 +103,7 @@ class Request:
         self.replayable = True
         self.client = client
         self.number = -1  # in its pool, which sets it
-        self.turn: Turn | None = None
+        self.turn: Turn | None = None  # in a crush, until it is on its way
         self.target: Target | None = None
         self.attempts = 0
         self.started = 0.0  # of the last attempt, time.monotonic()
@@ -362,6 +362,8 @@ class Forwarder:
             raise
 
     def _send(self, connection: TargetConnection, request: Request) -> None:
+        """And its turn ends, before what may wait for the target. If nothing may, and it took long
+        all the same, it was the interpreter that it waited for."""
         turn = request.turn
         if turn and len(request.head) + len(request.body) > _SMALL:
             turn.end()
