@@ -107,12 +107,14 @@ def test_pipx_runs_it_without_an_installation(source: Path, tmp_path: Path) -> N
     assert __version__ in told.stdout, told.stderr
 
 
-def test_all_that_the_tests_need_is_pinned() -> None:
-    pins = re.findall(r"^([\w.-]+)==[\w.+]+$", (ROOT / "requirements-dev.txt").read_text(), re.M)
+def test_all_that_the_tests_and_the_fuzzing_need_is_pinned() -> None:
+    pins = re.findall(
+        r"^([\w.-]+)==[\w.+]+(?:; .+)?$", (ROOT / "requirements-dev.txt").read_text(), re.M
+    )
     told = configparser.ConfigParser()
     told.read(ROOT / "setup.cfg", "utf-8")
     extras = told["options.extras_require"]
-    wanted = f"{told['options']['install_requires']}\n{extras['test']}"
+    wanted = f"{told['options']['install_requires']}\n{extras['test']}\n{extras['fuzz']}"
     names = re.findall(r"^([A-Za-z][\w.-]*)", wanted, re.M)
     assert len(names) > 30
     assert {name.lower().replace("_", "-") for name in names} <= set(pins)
