@@ -274,6 +274,12 @@ REST = "location / { proxy_pass http://u; }"
         "location /x { deny all; root .; }",
         "location ~ \\.(sql|bak)$ { deny all; }",
         "location /x { return 403; }",
+        "location /x { return 403; proxy_pass http://u; }",
+        "location /x { return 204; proxy_pass http://u; }",
+        "location ~ ^/x { return 404; proxy_pass http://u; }",
+        "location ~ \\.(sql|bak)$ { return 404; }",
+        "location ~ \\.(sql|bak)$ { return 404; proxy_pass http://u; }",
+        "location ~ \\.(sql|bak)$ { return 200 ok; }",
         "location /x { rewrite ^/x/(.*)$ /y/$1 permanent; }",
         "location = /x.html { }",
         "location ~ \\.php$ { fastcgi_pass a:1; }",
@@ -285,6 +291,33 @@ def test_what_nobody_gets_there_becomes_no_route(tmp_path: Path, text: str) -> N
     found = of_nginx(tmp_path, server(f"root .; {REST}\n{text}"))
     assert ("routes" in found.settings, found.settings["targets"]) == (False, ["http://a:1"])
     assert [one for one in found.notes if one.place.line == 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "location /x { deny all;\nlocation /x/in { proxy_pass http://u; } }",
+        "location /x { deny all;\nlocation ~ ^/x/in { proxy_pass http://u; } }",
+        "location /y { deny all; }\ndeny all;",
+    ],
+)
+def test_what_is_denied_is_denied_in_the_locations_within(tmp_path: Path, text: str) -> None:
+    found = of_nginx(tmp_path, server(f"location / {{ allow all; proxy_pass http://u; }}\n{text}"))
+    assert ("routes" in found.settings, found.settings["targets"]) == (False, ["http://a:1"])
+    assert {3, 4} <= {one.place.line for one in found.notes}
+
+
+def test_what_ends_so_is_redirected_and_nothing_else_is(tmp_path: Path) -> None:
+    for ending in ("css", "php"):
+        moved = f"location ~ \\.{ending}$ {{ return 301 https://new.b$request_uri; }}"
+        found = of_nginx(tmp_path, server(f"root .; {REST}\n{moved}"))
+        assert found.settings["routes"] == [
+            {
+                **{"path": "/", "endings": [f".{ending}"]},
+                **{"redirect": "https://new.b{uri}", "redirect_status": 301},
+            },
+        ]
+        assert (found.settings["targets"], found.notes) == (["http://a:1"], [])
 
 
 @pytest.mark.parametrize("runs", ["fastcgi_pass unix:/run/php.sock;", "include missing.conf;"])
@@ -436,6 +469,61 @@ def test_no_redirect_to_https_leads_in_circles(tmp_path: Path, text: str) -> Non
         assert [one for one in found.settings.get("routes", []) if "redirect" in one] == []
 
 
+def test_who_is_refused_does_not_keep_others_from_https(tmp_path: Path) -> None:
+    """A server for hosts that nobody knows stands at the same address."""
+    refused = "server { listen 80 default_server; server_name _; return 444; }"
+    sent = "server { listen 80; server_name a.b; return 301 https://$host$request_uri; }"
+    found = of_nginx(tmp_path, http(f"{refused}\n{sent} {AT_HTTPS}"))
+    assert sorted(found.settings["listen"], key=str) == ["https://0.0.0.0:443", TO_HTTPS]
+    assert {one.place.line for one in found.notes} == {2}
+
+
+@pytest.mark.parametrize("condition", ["= b.b", "= a.b", "!= a.b", "~ b"])
+def test_a_redirect_of_one_host_is_not_for_the_others(tmp_path: Path, condition: str) -> None:
+    sent = f"if ($host {condition}) {{ return 301 http://a.b$request_uri; }}"
+    names = "listen 80; server_name a.b b.b; root .;"
+    found = of_nginx(tmp_path, f"http {{ server {{ {names}\n{sent} }} }}")
+    assert found.settings["routes"] == [{"path": "/", "files": f"{tmp_path}/."}]
+    assert [one.place.line for one in found.notes] == [2]
+
+
+@pytest.mark.parametrize(
+    ("around", "within"),
+    [
+        ("ssl_client_certificate ca.pem;", "ssl_verify_client on;"),
+        ("ssl_verify_client on;", "ssl_client_certificate ca.pem;"),
+        ("", "ssl_client_certificate ca.pem; ssl_verify_client on;"),
+        ("ssl_client_certificate ca.pem; ssl_verify_client on;", ""),
+    ],
+)
+def test_clients_need_certificates_wherever_that_is_said(
+    tmp_path: Path, around: str, within: str
+) -> None:
+    at_https = AT_HTTPS.replace(TLS, f"{TLS} {within}")
+    for text in (
+        http(f"{around} {at_https}"),
+        f"stream {{ {around} server {{ listen 1 ssl; proxy_pass a:1; {TLS} {within} }} }}",
+    ):
+        found = of_nginx(tmp_path, text)
+        assert found.settings["tls"]["client_ca"] == f"{tmp_path}/ca.pem"
+        assert found.notes == []
+
+
+def test_whose_clients_come_to_need_certificates_is_told(tmp_path: Path) -> None:
+    asking = AT_HTTPS.replace(TLS, f"{TLS} ssl_client_certificate ca.pem; ssl_verify_client on;")
+    found = of_nginx(tmp_path, http(f"{asking}\n{AT_HTTPS.replace('a.b', 'c.d')}"))
+    assert [(one.place.line, "clients need" in one.text) for one in found.notes] == [(3, True)]
+
+
+def test_a_stream_trusts_the_proxies_before_it(tmp_path: Path) -> None:
+    trust = "set_real_ip_from 10.0.0.0/8;"
+    for around, within in ((trust, ""), ("", trust)):
+        relay = f"server {{ listen 1 proxy_protocol; proxy_pass a:1; {within} }}"
+        found = of_nginx(tmp_path, f"stream {{ {around} {relay} }}")
+        assert found.settings["trusted_proxies"] == ["10.0.0.0/8"]
+        assert found.notes == []
+
+
 def test_a_redirect_to_https_elsewhere_is_a_route(tmp_path: Path) -> None:
     found = of_nginx(tmp_path, server("return 301 https://$host$request_uri;"))
     assert found.settings["routes"] == [
@@ -565,6 +653,29 @@ def test_an_include_of_itself_is_no_loop(tmp_path: Path) -> None:
             ),
             2,
             "of the plain address",
+        ),
+        (location("client_body_timeout 5s;"), 2, "timeouts.read is what bounds"),
+        (location("access_log a.log combined if=$x;"), 2, "all requests are logged"),
+        (
+            server('location / { root .;\nadd_header Cache-Control "private, max-age=60"; }'),
+            3,
+            "let the application do it",
+        ),
+        (
+            server(
+                "location / { root .; }\nlocation ~ \\.js$ { rewrite ^/v1(.*)$ $1 break; }\nroot .;"
+            ),
+            3,
+            "targets get the path as it came",
+        ),
+        (
+            server(
+                "listen 443 ssl; location / { proxy_pass http://u; }\n"
+                "ssl_certificate a; ssl_certificate_key a;\n"
+                "ssl_certificate b; ssl_certificate_key b;"
+            ),
+            3,
+            "one certificate",
         ),
         (location("break;"), 2, "break: targets get the path as it came"),
         (

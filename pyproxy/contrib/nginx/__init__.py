@@ -84,7 +84,8 @@ class _Converter(Part):
         serving = [one for one in servers if one not in sent]
         default = default_of(serving)
         note_elsewhere(
-            self._draft, [(one.place, [at.url for at in one.listens]) for one in serving]
+            self._draft,
+            [(one.place, [at.url for at in one.listens]) for one in serving if not one.refuses],
         )
         others = [one for one in serving if one is not default]
         wild = any(name.startswith("*") for one in others for name in one.names)

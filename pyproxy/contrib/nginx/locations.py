@@ -104,15 +104,17 @@ class Locations(Part):
     ) -> None:
         pattern = one.args[1] if len(one.args) > 1 else ""
         ends = _endings(pattern)
-        if _runs(one, scope):
-            self._location(server, scope, hosts, "/", one)
-        elif self._closed(one, scope):
+        if self._closed(one, scope):
             pass
+        elif ends and scope.own("return"):
+            self._sent(server, scope, hosts, ends, one)
+        elif _runs(one, scope):
+            self._location(server, scope, hosts, "/", one)
         elif ends and not scope.own("proxy_pass") and scope.get("root"):
-            self._others(scope, EVERYWHERE | OF_LOCATIONS)
+            self._others(scope, EVERYWHERE | OF_LOCATIONS - {"rewrite"})
             self._files(server, scope, hosts, "/", one.place, ends)
         elif ends and (passing := scope.own("proxy_pass")):
-            self._others(scope, EVERYWHERE | OF_LOCATIONS)
+            self._others(scope, EVERYWHERE | OF_LOCATIONS - {"rewrite"})
             if pool := self._pools.by_http(passing[0], scope, "/"):
                 for host in hosts:
                     self._draft.route(host, "/", pool, one.place, ends)
@@ -125,15 +127,33 @@ class Locations(Part):
                 one, "regular expressions aren't known to routes: say a path for each that is meant"
             )
 
+    def _sent(
+        self, server: Server, scope: Scope, hosts: list[str | None], ends: list[str], at: Statement
+    ) -> None:
+        """What ends so is redirected, or noted."""
+        self._others(scope, EVERYWHERE | OF_LOCATIONS)
+        for one in scope.own("return")[:1]:
+            sent = self._servers.redirect_of(server)(one)
+            if not sent:
+                self.note(one, "only redirects can be said: let the application answer")
+            elif self._secure and server.leads_home(sent[1]):
+                self.note(at, "all paths of an address are sent to https, or none: left out")
+            else:
+                status = {"redirect_status": sent[0]} if sent[0] != 302 else {}
+                for host in hosts:
+                    self._draft.route(host, "/", {"redirect": sent[1]} | status, at.place, ends)
+
     def _closed(self, at: Statement, scope: Scope) -> bool:
         """Whether no client gets anything there; notes that."""
-        closed = [
-            one for one in scope.own("deny") if one.args == ["all"] and not scope.own("allow")
-        ]
+        access = scope.access()
+        closed = [one for one in access if str(one) == "deny all"]
+        if any(one.name == "allow" for one in access):
+            closed = []
+        closed += [one for one in scope.own("return") if one.args[0][:1] in ("4", "5")]
         if not (closed or scope.own("internal")):
             return False
         self.note(
-            closed[0] if closed else at,
+            closed[0] if closed and closed[0] in scope.statements else at,
             "nobody gets this there, and no route says so: it is answered as the paths around it "
             "are; see that they have nothing to hide",
         )
@@ -162,6 +182,8 @@ class Locations(Part):
         what: dict[str, Json] | None = None
         if sent:
             what = {"redirect": sent[1]} | ({"redirect_status": sent[0]} if sent[0] != 302 else {})
+        elif scope.own("return"):
+            pass  # whoever else is said to serve is never asked
         elif passing := scope.own("proxy_pass"):
             if what := self._pools.by_http(passing[0], scope, path):
                 for one in scope.own("expires"):
@@ -169,7 +191,7 @@ class Locations(Part):
         elif other := scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass"):
             what_ = " ".join(["", *at.args]) if at.args[0][:1] == "~" else path
             self.note(other[0], f"so {where(hosts[0] if hosts else None, what_)} isn't served")
-        elif scope.own("return", "rewrite"):
+        elif scope.own("rewrite"):
             pass
         elif exact and scope.get("root") and not scope.own("alias"):
             self.note(at, "routes are for folders: the file is answered by who serves the rest")

@@ -2,6 +2,7 @@
 once, like time-outs of clients and TLS."""
 
 import os
+import re
 
 from pyproxy.contrib.converting import Draft, said
 from pyproxy.contrib.nginx.reading import Scope, Statement, fallback, seconds, size
@@ -64,6 +65,8 @@ class Part:
                 else:
                     out = "-" if value == "/dev/stdout" else value
                     self._draft.say("access_log", out, one.place)
+                    if any(arg.startswith("if=") for arg in one.args):
+                        self.note(one, "all requests are logged, or none: all are")
                     format_ = next((arg for arg in one.args[1:] if "=" not in arg), "combined")
                     if format_ not in ("combined", "gzip"):
                         text = f"lines are combined ones, not {format_}: say access_log.format"
@@ -102,15 +105,19 @@ class Part:
                 self._draft.say("tls.min_version", oldest, one.place)
         for one in scope.own("ssl_ciphers"):
             self._draft.say("tls.ciphers", ":".join(one.args), one.place)
-        verify = scope.get("ssl_verify_client")
-        for one in scope.own("ssl_client_certificate"):
-            if verify and verify.args == ["on"]:
-                self._draft.say("tls.client_ca", self._file(one.args[0]), one.place)
+        if scope.own("ssl_client_certificate", "ssl_verify_client") and (ca := client_ca(scope)):
+            self._draft.say("tls.client_ca", self._file(ca.args[0]), ca.place)
         for one in scope.own("ssl_verify_client"):
             if one.args not in (["on"], ["off"]):
                 self.note(
                     one, "certificates of clients are needed (tls.client_ca) or not asked for"
                 )
+
+
+def client_ca(scope: Scope) -> Statement | None:
+    """Who signs the certificates that clients need there, wherever each half of it is said."""
+    verify = scope.get("ssl_verify_client")
+    return scope.get("ssl_client_certificate") if verify and verify.args == ["on"] else None
 
 
 def _ours(one: Statement, scope: Scope) -> bool:
@@ -131,7 +138,9 @@ def _ours(one: Statement, scope: Scope) -> bool:
         return one.args in (["$uri", "=404"], ["$uri", "$uri/", "=404"])
     if one.name == "add_header":
         files = not scope.own("proxy_pass") and bool(scope.get("root") or scope.own("alias"))
-        return files and one.args[0].lower() == "cache-control" and "max-age=" in str(one)
+        value = " ".join(one.args[1:]).removesuffix(" always")
+        plain = re.fullmatch(r"(public, ?)?max-age=[1-9][0-9]{0,11}(, ?public)?", value)
+        return files and one.args[0].lower() == "cache-control" and bool(plain)
     return False
 
 

@@ -42,6 +42,11 @@ class Scope:
         found = self.all(name)
         return found[-1] if found else None
 
+    def access(self) -> list[Statement]:
+        """`allow` and `deny` that hold: the own ones, or all of those around."""
+        own = self.own("allow", "deny")
+        return own or (self._around.access() if self._around else [])
+
     def around(self, name: str) -> Statement | None:
         """What would hold, were it not said here."""
         return self._around.get(name) if self._around else None

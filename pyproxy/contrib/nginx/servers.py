@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pyproxy.contrib.converting import Place, address_of, host_and_port, whole
-from pyproxy.contrib.nginx.part import Part
+from pyproxy.contrib.nginx.part import Part, client_ca
 from pyproxy.contrib.nginx.reading import Scope, Statement
 from pyproxy.readers import Json
 
@@ -31,6 +31,11 @@ class Server:
     to_https: bool = False
     others: bool = False  # that are served beside the redirect
     runs: Statement | None = None  # what runs files of its folders, which nobody may read then
+
+    @property
+    def refuses(self) -> bool:
+        """Whether nobody is served here, as `return 444` says."""
+        return bool(self.scope.own("return")) and not self.redirect
 
     def leads_home(self, url: str) -> bool:
         """Whether a redirect leads from plain HTTP to the same host with TLS. Where that is served
@@ -101,10 +106,7 @@ class Servers(Part):
         if not places or scope.own("return"):
             found = next(filter(None, map(self.redirect_of(server), scope.own("return"))), None)
             # As certbot writes it: one `if` for each host, and 404 for the rest.
-            for one in [] if found else scope.own("if"):
-                for inner in one.block or []:
-                    if inner.name == "return" and (one.args[:1] == ["$host"]):
-                        found = found or self.redirect_of(server)(inner)
+            found = found or self._by_host(server)
             for one in [] if found else scope.own("rewrite"):
                 found = found or self.redirect_of(server)(one)
         elif roots := [one for one in places if one.args == ["/"]]:
@@ -117,6 +119,20 @@ class Servers(Part):
         server.to_https = server.leads_home(url)
         if server.to_https or not server.others:
             server.redirect = (status, url, at.place)
+
+    def _by_host(self, server: Server) -> tuple[int, str, Statement] | None:
+        """Where `if`s for each of its hosts send them all."""
+        sent = {
+            one.args[2]: to
+            for one in server.scope.own("if")
+            if one.args[:2] == ["$host", "="] and len(one.args) == 3
+            for inner in one.block or []
+            if inner.name == "return" and (to := self.redirect_of(server)(inner))
+        }
+        same = {to[:2] for to in sent.values()}
+        if not server.names or set(server.names) - set(sent) or len(same) > 1:
+            return None
+        return sent[server.names[0]]
 
     def redirect_of(
         self, server: Server
@@ -173,7 +189,8 @@ class Servers(Part):
         for url, who in at.items():
             more: dict[str, Json] = {}
             sending = [one.redirect for one, _ in who if one.redirect and one.to_https]
-            if secure and len(sending) == len(who) and sending:
+            serving = [one for one, _ in who if not one.refuses]
+            if secure and len(sending) == len(serving) and sending:
                 more["redirect"] = "https"
                 if sending[0][0] != 302:
                     more["redirect_status"] = sending[0][0]
@@ -188,6 +205,12 @@ class Servers(Part):
                 more["proxy_protocol"] = True
             self._draft.listen(url, who[0][1].place, **more)
         self.certificates(servers)
+        ours = [one for one in servers if any(at.secure for at in one.listens)]
+        if asking := [one for one in ours if client_ca(one.scope)]:
+            for server in ours:
+                if server not in asking:
+                    text = "clients need a certificate here, too, as there is one tls.client_ca"
+                    self._draft.note(server.place, text)
 
     def certificates(self, servers: list[Server]) -> None:
         pairs: list[tuple[tuple[str, str], Place]] = []
@@ -195,6 +218,8 @@ class Servers(Part):
             certificate = server.scope.get("ssl_certificate")
             if not certificate or not any(one.secure for one in server.listens):
                 continue
+            for other in server.scope.all("ssl_certificate")[:-1]:
+                self.note(other, "a server has one certificate: the last one is it")
             key = server.scope.get("ssl_certificate_key") or certificate
             pair = (self._file(certificate.args[0]), self._file(key.args[0]))
             if pair not in [one for one, _ in pairs]:

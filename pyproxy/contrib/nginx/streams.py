@@ -13,6 +13,8 @@ from pyproxy.readers import Json
 class Streams(Part):
     def convert(self, stream: Scope) -> None:
         self._others(stream, OF_STREAMS | {"server", "upstream", "map"})
+        self._trust(stream)
+        self._tls(stream)
         pools = Pools(self._draft, self._folder, stream)
         names = {one.args[1]: one for one in stream.own("map") if _by_server_name(one)}
         for one in stream.own("map"):
@@ -27,6 +29,7 @@ class Streams(Part):
     ) -> None:
         servers = Servers(self._draft, self._folder)
         self._others(scope, OF_STREAMS)
+        self._trust(scope)
         self._tls(scope)
         passing = scope.get("proxy_pass")
         if not passing or not passing.args:

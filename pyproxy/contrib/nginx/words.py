@@ -5,7 +5,8 @@ import re
 
 # What pyproxy does anyway, does in another way, or has no need of.
 SILENT = re.compile(
-    r"""absolute_redirect | access_log | aio\w* | alias | charset\w* | client_body_(?!in_file)\w*
+    r"""absolute_redirect | access_log | aio\w* | alias | charset\w*
+    | client_body_(?!in_file|timeout)\w*
     | client_header_buffer_size | connection_pool_size | daemon | default_type | directio\w* | env
     | error_log | etag | events | expires | fastopen
     | gzip_(?!static)\w+ | http2_\w+ | ignore_invalid_headers | index
@@ -45,6 +46,7 @@ ADVICE = {
     "proxy_pass_request": "requests are passed on as they are",
     "proxy_set_body": "requests are passed on as they are",
     "proxy_method": "requests are passed on as they are",
+    "client_body_timeout": "timeouts.read is what bounds a silence within a body",
     "proxy_bind": "connections to targets are from the address that the system chooses",
     "proxy_next_upstream_timeout": "tries are bounded by retry.attempts and time-outs only",
     "limit_except": "routes are for all methods: let the application refuse some",
@@ -123,5 +125,5 @@ OF_LOCATIONS = {
 OF_STREAMS = {
     *("listen", "proxy_pass", "proxy_timeout", "proxy_connect_timeout", "proxy_protocol"),
     *("ssl_preread", "ssl_certificate", "ssl_certificate_key", "ssl_protocols", "ssl_ciphers"),
-    *("set_real_ip_from", "ssl"),
+    *("set_real_ip_from", "ssl", "ssl_client_certificate", "ssl_verify_client"),
 }
