@@ -971,6 +971,7 @@ def front(text: str) -> str:
         ("use_backend b if { path_beg /a } { path_beg /b }", 5, "no request is for all of that"),
         ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host, path and ending only"),
         ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host, path and ending"),
+        ("acl a path_beg -i /a", 5, "heed the case"),
         ("bind :81 ssl crt-list /a strict-sni", 5, "nothing is like crt-list, strict-sni"),
     ],
 )
@@ -992,6 +993,7 @@ def test_what_a_frontend_says_isn_t_dropped(text: str, line: int, said: str) -> 
         ("server t t:1 proto h2 check", "asked by HTTP/1.1"),
         ("server t t:1 check send-proxy", "PROXY headers go to all targets or to none"),
         ("server-template t 2 _http._tcp.t", "SRV records"),
+        ("server t t:1 check ssl sni str(a)", "nothing is like sni"),
     ],
 )
 def test_what_a_backend_says_isn_t_dropped(text: str, said: str) -> None:
@@ -1001,6 +1003,47 @@ def test_what_a_backend_says_isn_t_dropped(text: str, said: str) -> None:
         f"backend b\n mode http\n server b b:1 check\n{lines}\n"
     )
     assert [one.place.line for one in found.notes if said in one.text], found.notes
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 1, 3)])
+def test_one_target_without_verification_is_none_for_the_others(order: tuple[int, ...]) -> None:
+    lines = [f"server s{at} s:{at} ssl verify required ca-file {at}.pem" for at in order]
+    lines[order.index(2)] = "server s2 s:2 ssl verify none"
+    found = of_haproxy(backend("; ".join(lines)))
+    first = next(at for at in order if at != 2)
+    assert found.settings["target_tls"] == {"verify": True, "ca": f"{first}.pem"}
+    told = " ".join(one.text for one in found.notes)
+    assert "or of none: of all here" in told
+    assert "one ca-file for all targets" in told
+    found = of_haproxy(f"global\n ssl-server-verify none\n{backend('server s s:1 ssl')}")
+    assert found.settings["target_tls"] == {"verify": True}
+    assert [one.place.line for one in found.notes] == [2]
+
+
+def stats(text: str) -> Converted:
+    """Lines from 6 on."""
+    lines = "\n".join(f" {one}" for one in text.split("; "))
+    serves = "listen x\n mode http\n bind :80\n server x x:1\n"
+    return of_haproxy(f"{serves}listen stats\n mode http\n stats enable\n{lines}\n")
+
+
+def test_the_dashboard_lets_nobody_in_by_more_than_statistics_did() -> None:
+    """Its API can change what a page of statistics can only show, and it has no TLS."""
+    login = "stats auth a:b; stats admin if TRUE"
+    found = stats(f"bind :81; {login}")
+    assert found.settings["admin"]["listen"] == "http://0.0.0.0:81"
+    assert len(found.notes) == 1
+    found = stats(f"bind :81 ssl crt a.pem; {login}")
+    assert found.settings["admin"]["listen"] == "http://127.0.0.1:81"
+    assert any("doesn't speak TLS" in one.text for one in found.notes)
+    for text in ("stats hide-version", "stats admin if LOCALHOST"):
+        found = stats(f"bind :81; stats auth a:b; {text}")
+        assert any("may change targets" in one.text for one in found.notes)
+    found = stats(f"bind :81; {login}; stats http-request deny if {{ src 1.1.1.1 }}")
+    assert any("may see and change all" in one.text for one in found.notes)
+    for text in ("enable", "uri /a"):
+        found = of_haproxy(f"defaults\n stats {text}\n{backend('server x x:1')}")
+        assert [one.place.line for one in found.notes] == [2]
 
 
 def test_all_are_sent_to_https_even_if_that_is_elsewhere() -> None:

@@ -40,6 +40,8 @@ from pyproxy.contrib.haproxy.words import (
     TIMEOUTS,
 )
 
+_PAGES = (["stats", "enable"], ["stats", "uri"])  # of every section, where `defaults` say so
+
 
 def convert(text: str, file: str) -> Converted:
     """``file`` is the name that notes tell. Raises ``ConvertError``."""
@@ -122,6 +124,8 @@ class _Converter(Part):
     def _others(self, section: Section) -> None:
         """Notes what nothing is made of."""
         for line in section.lines:
+            if section.kind == "defaults" and line.words[:2] in _PAGES:
+                self.note(line, ADVICE["stats"])
             handled = HANDLED if section.kind in ("frontend", "listen") else OF_BACKENDS
             if line.name in handled or line.name == "no" or line.words == ["log", "global"]:
                 continue

@@ -40,7 +40,8 @@ class Conditions(Part):
             return None
         fetch, *values = words
         fetch, *converters = fetch.split(",")
-        flags = []
+        flags: list[str] = []
+        ignoring = False
         while values and values[0].startswith("-"):
             flag = values.pop(0)
             if flag == "-m" and values:
@@ -49,6 +50,8 @@ class Conditions(Part):
                 break
             elif flag != "-i":
                 return None
+            else:
+                ignoring = True
         if set(converters) - {"lower", "field(1,:)", "host_only"} or not values:
             return None
         kind = flags[0] if flags else ""
@@ -63,6 +66,8 @@ class Conditions(Part):
                 return None
             if kind not in ("", "str", "beg", "dir"):
                 return None
+            if ignoring and any(one.lower() != one.upper() for one in values):
+                self.note(line, "routes heed the case of a path: say each way that is meant")
             if exact:
                 self.note(line, "a route is for all below its path too")
             return [Matcher(path=one) for one in values]

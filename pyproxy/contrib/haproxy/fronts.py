@@ -188,12 +188,22 @@ class Fronts(Part):
         for one in section.own("stats", "auth"):
             if one is not login:
                 self.note(one, "one may log in: the last one")
+        for one in section.own("stats", "http-request") + section.own("stats", "scope"):
+            self.note(one, "who may log in (admin.user) may see and change all")
+        changes = section.all("stats", "admin")
+        if any(one.words[2:] != ["if", "TRUE"] for one in changes) or not changes:
+            text = "who may see the dashboard may change targets, too, without stats admin"
+            self.note(changes[0] if changes else line, text)
         binds = list(self._binds(section))
         alone = not (section.own("server") or section.all("default_backend"))
         url = _ON_LOOPBACK
         if alone and binds:
-            _, host, port = binds[0]
-            if not (login or is_loopback(host)):
+            bind, host, port = binds[0]
+            if speaks_tls(bind) and not is_loopback(host):
+                text = "the dashboard doesn't speak TLS: it is at 127.0.0.1, for a TLS tunnel"
+                self.note(bind, text)
+                host = "127.0.0.1"
+            elif not (login or is_loopback(host)):
                 self.note(line, "without a password only this machine may look: it is 127.0.0.1")
                 host = "127.0.0.1"
             url = address_of(host, port, "http")

@@ -267,13 +267,19 @@ class Pools(Part):
             return "tcp"
         if "ssl" not in said_:
             return "http"
-        pool.say("target_tls.verify", said_.get("verify") != "none")
+        verify, known = said_.get("verify") != "none", pool.said.get("target_tls")
+        if known and known["verify"] != verify:
+            self.note(line, "the certificates of all targets are verified, or of none: of all here")
+            verify = True
+        pool.say("target_tls.verify", verify)
         for key, option, base in (
             ("ca", "ca-file", self._files.ca_base),
             ("certificate", "crt", self._files.crt_base),
         ):
             if name := said_.get(option):
-                pool.say(f"target_tls.{key}", os.path.join(base, name))
+                path = os.path.join(base, name)
+                if pool.said["target_tls"].setdefault(key, path) != path:
+                    self.note(line, f"there is one {option} for all targets: the first one is it")
         return "https"
 
     def _check(self, line: Line, said_: dict[str, str], pool: Pool) -> None:

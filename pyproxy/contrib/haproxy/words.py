@@ -14,7 +14,7 @@ SILENT = re.compile(
     | fullconn | gid | group | hash-type | id | localpeer | log-format.* | log-tag
     | master-worker | maxconnrate | maxpipes | maxsock | mode | nbproc | nbthread | node
     | numa-cpu-mapping | pidfile | (load-)?server-state.* | set-dumpable | spread-checks
-    | ssl-default-server-.* | ssl-server-verify | srvtcpka.* | stats-file | tune\..* | uid
+    | ssl-default-server-.* | srvtcpka.* | stats-file | tune\..* | uid
     | ulimit-n | unix-bind | user | zero-warning | unique-id-.* | max-keep-alive-queue
     | dynamic-cookie-key | http-reuse""",
     re.VERBOSE,
@@ -62,6 +62,7 @@ ADVICE = {
     "block": "nobody is turned away: let the application do it",
     "acl": "routes go by host and path",
     "source": "connections to targets are from the address that the system chooses",
+    "ssl-server-verify": "say target_tls.verify false of the pools that are meant, if you must",
     "stats": "the admin API is what stats and its socket are: say admin.listen",
     "backlog": "it is the system's",
     "disabled": "left out",
@@ -108,7 +109,7 @@ SERVER_OPTIONS = {
     *("enabled", "error-limit", "fall", "fastinter", "id", "init-addr", "inter", "max-reuse"),
     *("maxconn", "no-backup", "no-check", "no-ssl", "non-stick", "observe", "on-error"),
     *("pool-low-conn", "pool-max-conn", "pool-purge-delay", "proto", "resolve-prefer", "resolvers"),
-    *("rise", "send-proxy", "send-proxy-v2", "slowstart", "sni", "ssl", "ssl-min-ver", "stick"),
+    *("rise", "send-proxy", "send-proxy-v2", "slowstart", "ssl", "ssl-min-ver", "stick"),
     *("verify", "weight"),
 }
 # Fields that say what pyproxy says anyway.
