@@ -387,6 +387,35 @@ def test_who_gets_to_be_served_at_other_ports_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_endings_within_a_location_are_for_its_paths_only(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    within = "location ~ \\.pdf$ { root .; } location ~ \\.php$ { proxy_pass http://c:1; }"
+    found = of_nginx(
+        tmp_path, server(f"{REST} location /docs {{ proxy_pass http://b:1; {within} }}")
+    )
+    seen = {(one["path"], *one.get("endings", ())) for one in found.settings["routes"]}
+    assert seen == {("/",), ("/docs",), ("/docs", ".pdf"), ("/docs", ".php")}
+
+
+def test_no_ending_leads_away_from_where_no_regular_expression_counts(tmp_path: Path) -> None:
+    """A folder would else be read past the application that guards what is below /mine."""
+    (tmp_path / "a.png").write_text("everybody's")
+    with letters("ab") as (guarding, other):
+        said = (
+            "location ^~ /mine/ { proxy_pass http://b; } location = /x.png { proxy_pass http://b; }"
+        )
+        text = (
+            f"http {{ upstream b {{ server 127.0.0.1:{guarding.port}; }} server {{ {said}"
+            f" location / {{ proxy_pass http://127.0.0.1:{other.port}; }}"
+            f" root {tmp_path}; location ~ \\.png$ {{ expires 1h; }} }} }}"
+        )
+        given = of_nginx(tmp_path, text).settings | {"listen": "http://127.0.0.1:0"}
+        with Proxy(parse(given)) as proxy:
+            paths = ("/mine/a.png", "/mine/a", "/x.png", "/a.png", "/a")
+            bodies = [get(proxy.url, path).body.decode() for path in paths]
+    assert bodies == ["a", "a", "a", "everybody's", "b"]
+
+
 def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
     found = of_nginx(
         tmp_path,

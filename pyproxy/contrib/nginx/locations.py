@@ -112,12 +112,11 @@ class Locations(Part):
             self._location(server, scope, hosts, "/", one)
         elif ends and not scope.own("proxy_pass") and scope.get("root"):
             self._others(scope, EVERYWHERE | OF_LOCATIONS - {"rewrite"})
-            self._files(server, scope, hosts, "/", one.place, ends)
+            self._files(server, scope, hosts, scope.within, one.place, ends)
         elif ends and (passing := scope.own("proxy_pass")):
             self._others(scope, EVERYWHERE | OF_LOCATIONS - {"rewrite"})
-            if pool := self._pools.by_http(passing[0], scope, "/"):
-                for host in hosts:
-                    self._draft.route(host, "/", pool, one.place, ends)
+            if pool := self._pools.by_http(passing[0], scope, scope.within):
+                self._route(server, hosts, scope.within, pool, one.place, ends)
         elif (match := PLAIN_REGEX.fullmatch(pattern)) and match[1] != "/":
             self.note(one, "a route is for whole segments of a path")
             path = match[1].replace("\\", "")
@@ -139,9 +138,9 @@ class Locations(Part):
             elif self._secure and server.leads_home(sent[1]):
                 self.note(at, "all paths of an address are sent to https, or none: left out")
             else:
-                status = {"redirect_status": sent[0]} if sent[0] != 302 else {}
-                for host in hosts:
-                    self._draft.route(host, "/", {"redirect": sent[1]} | status, at.place, ends)
+                what: dict[str, Json] = {"redirect": sent[1]}
+                what |= {"redirect_status": sent[0]} if sent[0] != 302 else {}
+                self._route(server, hosts, scope.within, what, at.place, ends)
 
     def _closed(self, at: Statement, scope: Scope) -> bool:
         """Whether no client gets anything there; notes that."""
@@ -201,9 +200,30 @@ class Locations(Part):
             self.note(at, "nothing is said of who serves it: left out")
         if what and exact:
             self.note(at, "a route is for all below its path too")
-        for host in hosts if what else ():
-            self._draft.route(host, path, what or {}, at.place)
+        if what:
+            sure = exact or at.args[0] == "^~"
+            self._route(server, hosts, path, what, at.place, sure=sure)
         return bool(what)
+
+    def _route(
+        self,
+        server: Server,
+        hosts: list[str | None],
+        path: str,
+        what: dict[str, Json],
+        place: Place,
+        ends: Sequence[str] = (),
+        *,
+        sure: bool = False,
+    ) -> None:
+        """``sure``: endings have no say in it, while routes with endings go before others."""
+        if sure:
+            server.sure.append((path, what, place))
+        for host in hosts:
+            self._draft.route(host, path, what, place, ends)
+            for below, served, from_ in server.sure if ends else ():
+                if f"{below}/".startswith(f"{path.rstrip('/')}/"):
+                    self._draft.route(host, below, served, from_, ends)
 
     def _files(
         self,
@@ -239,8 +259,7 @@ class Locations(Part):
             self.note(index, f"one file stands for its folder: {index.args[0]}")
         if (life := self._expires(scope)) is not None:
             what["expires"] = life
-        for host in hosts:
-            self._draft.route(host, path, what, place, ends)
+        self._route(server, hosts, path, what, place, ends, sure=sure)
         return True
 
     def _expires(self, scope: Scope) -> str | None:

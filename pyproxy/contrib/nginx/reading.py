@@ -31,6 +31,7 @@ class Scope:
     def __init__(self, statements: Sequence[Statement], around: "Scope | None" = None) -> None:
         self.statements = statements
         self._around = around
+        self.within = "/"  # the path of the location around
 
     def own(self, *names: str) -> list[Statement]:
         return [one for one in self.statements if one.name in names]
@@ -93,12 +94,14 @@ def statements(
     return of(config[at]["parsed"])
 
 
-def flat(scope: Scope) -> Iterator[tuple[Statement, Scope]]:
+def flat(scope: Scope, within: str = "/") -> Iterator[tuple[Statement, Scope]]:
     """Locations, with those in them."""
     for one in scope.own("location"):
         inner = Scope(one.block or [], scope)
+        inner.within = within
         yield one, inner
-        yield from flat(inner)
+        plain = one.args[:1] == ["^~"] or one.args[0][:1] == "/"
+        yield from flat(inner, one.args[-1] if plain else within)
 
 
 def fallback(scope: Scope) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pyproxy.contrib.converting import Place, address_of, host_and_port, whole
 from pyproxy.contrib.nginx.part import Part, client_ca
@@ -30,6 +30,8 @@ class Server:
     redirect: tuple[int, str, Place] | None = None
     to_https: bool = False
     others: bool = False  # that are served beside the redirect
+    # What no regular expression has a say in: a path, what serves it, and where that is said.
+    sure: list[tuple[str, dict[str, Json], Place]] = field(default_factory=list)
     runs: Statement | None = None  # what runs files of its folders, which nobody may read then
 
     @property
