@@ -544,6 +544,19 @@ def test_whose_clients_come_to_need_certificates_is_told(tmp_path: Path) -> None
     assert [(one.place.line, "clients need" in one.text) for one in found.notes] == [(3, True)]
 
 
+def test_a_stream_asks_one_server_only_if_it_says_so_and_has_no_log(tmp_path: Path) -> None:
+    for text, retry in (("off", {"retry": {"attempts": 1}}), ("on", {})):
+        found = of_nginx(
+            tmp_path,
+            f"stream {{ proxy_next_upstream {text};\nserver {{ listen 1; proxy_pass a:1;\n"
+            "access_log a.log; } }",
+        )
+        assert found.settings["tcp"] == [
+            {"listen": "0.0.0.0:1", "targets": ["tcp://a:1"], **retry},
+        ]
+        assert [(one.place.line, "not of what" in one.text) for one in found.notes] == [(3, True)]
+
+
 def test_a_stream_trusts_the_proxies_before_it(tmp_path: Path) -> None:
     trust = "set_real_ip_from 10.0.0.0/8;"
     for around, within in ((trust, ""), ("", trust)):
@@ -1001,6 +1014,7 @@ def front(text: str) -> str:
         ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host, path and ending only"),
         ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host, path and ending"),
         ("acl a path_beg -i /a", 5, "heed the case"),
+        ("unique-id-header X-Id", 5, "nothing like it"),
         ("bind :81 ssl crt-list /a strict-sni", 5, "nothing is like crt-list, strict-sni"),
     ],
 )
@@ -1130,6 +1144,14 @@ def test_a_disabled_backend_serves_nobody() -> None:
 def test_a_frontend_that_listens_nowhere_is_left_out() -> None:
     found = of_haproxy(front("acl a path /") + "frontend g\n mode http\n default_backend b\n")
     assert "g listens nowhere: left out" in [one.text for one in found.notes]
+
+
+def test_at_which_address_clients_come_to_need_certificates_is_told() -> None:
+    found = of_haproxy(
+        "listen x\n mode http\n server a a:1\n"
+        " bind :1 ssl crt a ca-file b verify required\n bind :2 ssl crt a\n bind :3\n"
+    )
+    assert [(one.place.line, "clients need" in one.text) for one in found.notes] == [(5, True)]
 
 
 def test_a_smaller_limit_and_another_login_are_told() -> None:

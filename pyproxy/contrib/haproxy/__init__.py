@@ -88,6 +88,12 @@ class _Converter(Part):
             elif urls := front.serve(section, secure):
                 serving.append((section.place, urls))
         note_elsewhere(self._draft, serving)
+        binds = [line for one in fronts for line in one.own("bind") if speaks_tls(line)]
+        if asking := [line for line in binds if "required" in line.words]:
+            for line in binds:
+                if line not in asking:
+                    text = "clients need a certificate here, too, as there is one tls.client_ca"
+                    self.note(line, text)
         pools.note_unused()
         self._say_certificates()
 

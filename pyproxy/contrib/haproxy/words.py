@@ -15,7 +15,7 @@ SILENT = re.compile(
     | master-worker | maxconnrate | maxpipes | maxsock | mode | nbproc | nbthread | node
     | numa-cpu-mapping | pidfile | (load-)?server-state.* | set-dumpable | spread-checks
     | ssl-default-server-.* | srvtcpka.* | stats-file | tune\..* | uid
-    | ulimit-n | unix-bind | user | zero-warning | unique-id-.* | max-keep-alive-queue
+    | ulimit-n | unix-bind | user | zero-warning | unique-id-format | max-keep-alive-queue
     | dynamic-cookie-key | http-reuse""",
     re.VERBOSE,
 )

@@ -28,6 +28,8 @@ class Streams(Part):
         self, scope: Scope, block: Statement, names: dict[str, Statement], pools: Pools
     ) -> None:
         servers = Servers(self._draft, self._folder)
+        if (log := scope.get("access_log")) and log.args != ["off"]:
+            self.note(log, "the access log is of requests, not of what is relayed")
         self._others(scope, OF_STREAMS)
         self._trust(scope)
         self._tls(scope)
@@ -68,15 +70,19 @@ class Streams(Part):
             self.note(passing, "who serves must be said by address or upstream")
             return
         pool = pools.by_tcp(name, passing.place)
-        times = {}
+        times: dict[str, Json] = {}
         for directive, key in (("proxy_connect_timeout", "connect"), ("proxy_timeout", "idle")):
             if (one := scope.get(directive)) and (time := self._duration(one)):
                 times[key] = time
         send = scope.get("proxy_protocol")
         if send and send.args == ["on"]:
             entry = entry | {"send_proxy": 1}
+        next_ = scope.get("proxy_next_upstream")
         if pool.targets:
-            entry = entry | pool.as_settings(**({"timeouts": times} if times else {}))
+            sections = {"timeouts": times} if times else {}
+            if next_ and next_.args == ["off"]:
+                sections["retry"] = {"attempts": 1}
+            entry = entry | pool.as_settings(**sections)
             self._draft.tcp(copy.deepcopy(entry), passing.place)
 
 

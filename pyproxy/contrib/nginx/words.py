@@ -126,4 +126,5 @@ OF_STREAMS = {
     *("listen", "proxy_pass", "proxy_timeout", "proxy_connect_timeout", "proxy_protocol"),
     *("ssl_preread", "ssl_certificate", "ssl_certificate_key", "ssl_protocols", "ssl_ciphers"),
     *("set_real_ip_from", "ssl", "ssl_client_certificate", "ssl_verify_client"),
+    "proxy_next_upstream",
 }
