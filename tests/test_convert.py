@@ -387,6 +387,25 @@ def test_who_gets_to_be_served_at_other_ports_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("local", ["127.0.0.1", "[::1]", "localhost"])
+def test_what_only_this_machine_reaches_is_not_for_everybody(tmp_path: Path, local: str) -> None:
+    inner = (
+        f"server {{ listen {local}:81 default_server; location / {{ proxy_pass http://in:1; }} }}"
+    )
+    outer = "server { listen 80; location / { proxy_pass http://out:1; } }"
+    for text in (f"{inner} {outer}", f"{outer} {inner}"):
+        found = of_nginx(tmp_path, f"http {{ {text} }}")
+        assert (found.settings["targets"], "routes" in found.settings) == (["http://out:1"], False)
+        assert any("give it a name" in one.text for one in found.notes)
+    assert of_nginx(tmp_path, f"http {{ {inner} }}").settings["targets"] == ["http://in:1"]
+    inner = f"listen in\n mode http\n bind {local}:81\n server s in:1\n"
+    outer = "listen out\n mode http\n bind :80\n server s out:1\n"
+    for text in (inner + outer, outer + inner):
+        found = of_haproxy(text)
+        assert (found.settings["targets"], "routes" in found.settings) == (["http://out:1"], False)
+        assert any("serve this one by another proxy" in one.text for one in found.notes)
+
+
 def test_endings_within_a_location_are_for_its_paths_only(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     within = "location ~ \\.pdf$ { root .; } location ~ \\.php$ { proxy_pass http://c:1; }"

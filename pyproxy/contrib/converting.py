@@ -218,7 +218,7 @@ class Draft:
 
 def note_elsewhere(draft: Draft, serving: Sequence[tuple[Place, Sequence[str]]]) -> None:
     """Notes who is served at others' addresses too; ``serving``: where each is, and its URLs."""
-    reached = [{_reach(url) for url in urls} for _, urls in serving]
+    reached = [{reach(url) for url in urls} for _, urls in serving]
     for (place, _), own in zip(serving, reached, strict=True):
         if more := set[tuple[bool, str]]().union(*reached) - own:
             told = ", ".join(f"port {port}" for _, port in sorted(more))
@@ -229,7 +229,7 @@ def note_elsewhere(draft: Draft, serving: Sequence[tuple[Place, Sequence[str]]])
             )
 
 
-def _reach(url: str) -> tuple[bool, str]:
+def reach(url: str) -> tuple[bool, str]:
     """From where an address is reached, whatever its kind: this machine only or not, and a port."""
     host, port = url.split("://")[1].rsplit(":", 1)
     return is_loopback(host.strip("[]")), port

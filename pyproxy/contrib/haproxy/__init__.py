@@ -39,6 +39,7 @@ from pyproxy.contrib.haproxy.words import (
     SILENT_OPTIONS,
     TIMEOUTS,
 )
+from pyproxy.readers import is_loopback
 
 _PAGES = (["stats", "enable"], ["stats", "uri"])  # of every section, where `defaults` say so
 
@@ -72,7 +73,8 @@ class _Converter(Part):
         front = Fronts(self._draft, self._files, pools)
         serving: list[tuple[Place, list[str]]] = []
         secure = any(speaks_tls(line) for one in fronts for line in one.own("bind"))
-        for section in fronts:
+        # Of two with the same paths the first one stays: none that only this machine reaches.
+        for section in sorted(fronts, key=self._local):
             if section.own("disabled"):
                 continue
             if has_stats(section):
@@ -96,6 +98,13 @@ class _Converter(Part):
                     self.note(line, text)
         pools.note_unused()
         self._say_certificates()
+
+    def _local(self, section: Section) -> bool:
+        """Whether it has paths that only this machine reaches."""
+        if section.mode == "tcp":
+            return False
+        hosts = [host for _, host, _ in self._binds(section)]
+        return bool(hosts) and all(map(is_loopback, hosts))
 
     def _say_certificates(self) -> None:
         files = list(dict(self._files.certificates).items())

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from pyproxy.contrib.converting import Place, address_of, host_and_port, whole
+from pyproxy.contrib.converting import Place, address_of, host_and_port, reach, whole
 from pyproxy.contrib.nginx.part import Part, client_ca
 from pyproxy.contrib.nginx.reading import Scope, Statement
 from pyproxy.readers import Json
@@ -33,6 +33,11 @@ class Server:
     # What no regular expression has a say in: a path, what serves it, and where that is said.
     sure: list[tuple[str, dict[str, Json], Place]] = field(default_factory=list)
     runs: Statement | None = None  # what runs files of its folders, which nobody may read then
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return all(reach(one.url)[0] for one in self.listens)
 
     @property
     def refuses(self) -> bool:
@@ -235,7 +240,8 @@ class Servers(Part):
 
 
 def default_of(servers: list[Server]) -> Server | None:
-    """The one for hosts that no other has."""
+    """The one for hosts that no other has. What only this machine reaches isn't it for all."""
+    servers = [one for one in servers if not one.local] or servers
     for server in servers:
         if any(one.default for one in server.listens):
             return server
