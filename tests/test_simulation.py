@@ -446,7 +446,14 @@ def test_a_log_tells_who_comes_when_and_how_long_it_took(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "line",
-    ["nonsense", "{}", '{"time": "x", "client": "a"}', "[1]", '{"client": "a"', '{"time": 1}'],
+    [
+        *("nonsense", "{}", '{"time": "x", "client": "a"}', "[1]", '{"client": "a"', '{"time": 1}'),
+        *(
+            f'{{"time": "2026-01-01T00:00:00Z", "client": "a", "target": "b", "seconds": {took}}}'
+            for took in ("NaN", "Infinity", "1e308", "-1", "[]", '"x"')  # which never end, some
+        ),
+        f'a - - [01/Jan/2026:00:00:00 +0000] "GET / HTTP/1.1" 200 1 "-" "-" b {"9" * 400}.0 1',
+    ],
 )
 def test_a_line_that_is_none_of_a_log_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "access.log"

@@ -200,7 +200,7 @@ def _visit(line: str) -> tuple[float, Visit]:
         seconds = said.get("seconds") if said.get("target") else None
         answered = datetime.fromisoformat(said["time"]).timestamp()
         method, uri = said.get("method") or "GET", said.get("uri") or "/"
-        visit = Visit(0.0, str(said["client"]), method, uri, seconds and float(seconds))
+        visit = Visit(0.0, str(said["client"]), method, uri, _took(seconds))
         return answered, visit
     match = _COMBINED.match(line)
     if not match:
@@ -209,5 +209,15 @@ def _visit(line: str) -> tuple[float, Visit]:
     answered = datetime.strptime(when, "%d/%b/%Y:%H:%M:%S %z").timestamp()
     parts = request.split(" ")
     method, uri = parts[:2] if len(parts) == 3 else ("GET", "/")
-    known = float(took) if took and target != "-" else None
-    return answered, Visit(0.0, client, method, uri, known)
+    known = took if target != "-" else None
+    return answered, Visit(0.0, client, method, uri, _took(known))
+
+
+def _took(said: Any) -> float | None:
+    """Without what no simulation comes to the end of."""
+    if said is None:
+        return None
+    seconds = float(said)
+    if not 0 <= seconds < 10**6:
+        raise ValueError(said)
+    return seconds
