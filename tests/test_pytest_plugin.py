@@ -231,6 +231,29 @@ def test_a_body_that_breaks_off_is_not_taken_for_a_whole_one() -> None:
             requests.get(lb.url)
 
 
+@pytest.mark.parametrize("relayed", [False, True])
+def test_a_body_that_a_kill_cuts_off_is_not_taken_for_a_whole_one(relayed: bool) -> None:
+    go_on = threading.Event()
+
+    def endless(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"first"
+        assert go_on.wait(DEADLINE)
+        yield b"second"
+
+    with (
+        LoadBalancer([endless]) as behind,
+        LoadBalancer([behind.url if relayed else endless]) as lb,
+        requests.get(lb.url, stream=True, timeout=DEADLINE) as answer,
+    ):
+        pieces = answer.iter_content(5)
+        assert next(pieces) == b"first"
+        lb.kill(0)
+        go_on.set()
+        with pytest.raises(requests.RequestException):
+            list(pieces)
+
+
 def test_head_and_chunked_uploads_pass() -> None:
     def length(request: Request) -> str:
         return f"{request.method} {len(request.body)}"

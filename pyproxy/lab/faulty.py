@@ -316,8 +316,9 @@ class _Answer:
         self._life = life
         self._head: tuple[str, Fields] | None = None
         self._begun = False
-        self._left: int | None = None  # bytes of the body; None: until the connection ends
+        self._left: int | None = None  # bytes of the body; None: until the last chunk, or the end
         self._bodiless = False
+        self._chunked = False
 
     def of(self, application: WSGI, environ: Environ) -> None:
         try:
@@ -338,6 +339,7 @@ class _Answer:
                 if piece:
                     self._write(piece)
             self._write(b"")
+            self._finish()
         finally:
             if close := getattr(result, "close", None):
                 close()
@@ -379,8 +381,15 @@ class _Answer:
         elif self._left is not None:
             data = data[: self._left]
             self._left -= len(data)
+        elif self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
         self._begun = True
         self._handler.connection.sendall(head + data)
+
+    def _finish(self) -> None:
+        if self._chunked:
+            self._life.admit()
+            self._handler.connection.sendall(b"0\r\n\r\n")
 
     def _begin(self) -> bytes:
         if self._head is None:
@@ -393,7 +402,11 @@ class _Answer:
         lengths = [value for name, value in headers if name.lower() == "content-length"]
         self._left = int(lengths[0]) if lengths else None
         if self._left is None and not self._bodiless:
-            handler.close_connection = True
+            # So that a body which a kill cuts off doesn't look whole.
+            self._chunked = handler.request_version == "HTTP/1.1"
+            handler.close_connection |= not self._chunked
+        if self._chunked:
+            headers = [*headers, ("Transfer-Encoding", "chunked")]
         if handler.close_connection:
             headers = [*headers, ("Connection", "close")]
         lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
