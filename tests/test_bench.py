@@ -490,6 +490,17 @@ def test_the_scale_of_a_plot_says_what_it_is() -> None:
     assert {"0", "37.5", "75", "112.5", "150"} <= {*Page(page([found], {}, [])).text}
 
 
+def test_what_is_said_beside_a_plot_is_not_cut_off() -> None:
+    """Three quarters of 150 or of 250 ms is what takes the most room."""
+    for longest in (145.0, 245.0):
+        found = measured(second(1.0, {"GET /": {round(math.log(longest, BASE)): 1}}, most=longest))
+        report = Page(page([found], {}, []))
+        marks = [attrs for _, attrs in report.tags if attrs.get("text-anchor") == "end"]
+        room = min(float(attrs["x"] or 0) for attrs in marks if float(attrs["x"] or 0) < 100)
+        assert any(re.fullmatch(r"1(12|87).5 ms", text) for text in report.text)
+        assert room >= len("112.5 ms") * 6.5  # px, of 11 px letters
+
+
 def test_a_report_shows_what_others_have_named_as_text() -> None:
     evil = "<script>alert(1)</script>"
     found = measured(

@@ -21,7 +21,7 @@ from pyproxy.lab.bench import (
 )
 
 WIDTH, HEIGHT = 520, 180  # of a plot, without the labels of its marks
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 24
 ROW = 15  # of labels
 LIGHT = ("#2f6fde", "#e0862a", "#1a936f", "#b2457f", "#7a5cc9", "#8a8d1f", "#3aa3b8", "#b5482f")
 DARK = ("#7aa8ff", "#f3ab5f", "#4cc9a0", "#e58bb8", "#b1a4ff", "#c9cc5a", "#6fd0e3", "#f08b73")
