@@ -290,6 +290,8 @@ def bench(
     """Load URL, or targets started here with a proxy in front (--targets, --compare), through
     Locust, and tell requests a second and response times.
 
+    Times are like 200ms, 10s, 5m; a number alone is seconds.
+
     The exit status is 1 if a threshold (--max-failures, --p50, --p90, --p99, --min-rate) is broken,
     130 after Ctrl-C, which ends the load early and still tells.
     """
