@@ -411,12 +411,17 @@ class Proxy:
         if self._access_log:
             self._access_log.reopen()
 
-    def stop(self, drain: float | None = None, *, handed_over: bool = False) -> None:
+    def stop(
+        self, drain: float | None = None, *, handed_over: bool = False, breath: float | None = None
+    ) -> None:
         """Stops accepting, finishes what is under way within ``drain`` seconds
         (``timeouts.drain``), and ends every thread. If the sockets are ``handed_over``, they and
-        their backlogs are left to other processes."""
+        their backlogs are left to other processes. A connection that is idle ends when it has been
+        for ``breath`` seconds (0.2): until then a request may be on its way."""
         with self._changing:
             self._stopped = True
+            if breath is not None:
+                self._connections.breath = breath
             if self._admin:
                 self._admin.stop(handed_over)
             for name, server in self._servers.items():

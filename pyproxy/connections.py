@@ -65,6 +65,7 @@ class Connections:
 
     def __init__(self, limit: int, counters: Counters) -> None:
         self.limit = limit
+        self.breath = _BREATH
         self.accepted = 0
         self._numbers, self._accepted = counters.numbers, counters.place(*ACCEPTED)
         self._servers: set[Server] = set()
@@ -169,7 +170,7 @@ class Connections:
             for one in among
             if one.idle_since
             and not one.ended
-            and now - one.idle_since > (_BREATH if one.served or one.server.hasty else _GRACE)
+            and now - one.idle_since >= (self.breath if one.served or one.server.hasty else _GRACE)
         ]
         for one in sorted(idle, key=lambda one: one.idle_since)[:most]:
             one.ended = True

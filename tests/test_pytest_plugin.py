@@ -641,6 +641,20 @@ def test_nothing_is_left_of_many_of_them() -> None:
     eventually(lambda: descriptors() <= before)
 
 
+def test_a_client_that_keeps_its_connection_delays_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyproxy.connections._BREATH", 2 * DEADLINE)
+    monkeypatch.setattr(balancer, "_DRAIN", 2 * DEADLINE)
+    with requests.Session() as session:
+        lb = LoadBalancer([letter("a")])
+        assert session.get(lb.url).text == "a"
+        ending = threading.Thread(target=lb.close)
+        ending.start()
+        ending.join(DEADLINE)
+        assert not ending.is_alive()
+
+
 def test_what_is_frozen_delays_no_end() -> None:
     lb = LoadBalancer([letter("a")])
     lb.freeze(0)

@@ -355,7 +355,7 @@ class LoadBalancer:
 
     def _stop_proxy(self) -> None:
         self._kill_all()  # first: what they would answer needn't be waited for
-        self.proxy.stop(_DRAIN)
+        self.proxy.stop(_DRAIN, breath=0.0)
 
     def _join(self) -> None:
         deadline = time.monotonic() + _PATIENCE
