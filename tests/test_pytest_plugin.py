@@ -600,6 +600,9 @@ def test_who_is_not_there_or_not_fit_for_a_verb_is_told() -> None:
             lb.kill("a")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="seconds: expected a number from 0 on, got -1"):
             lb.slow(0, -1)
+        for wait in (lb.wait_evicted, lb.wait_restored):
+            with pytest.raises(ValueError, match="seconds: expected a number from 0 on, got None"):
+                wait(0, None)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 50"):
             lb.flaky(0, 50)
         with pytest.raises(ValueError, match="status: expected a failure, 400 to 599, got 200"):

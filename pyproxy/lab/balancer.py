@@ -319,6 +319,7 @@ class LoadBalancer:
 
     def _wait(self, number: int, wanted: State, seconds: float) -> None:
         __tracebackhide__ = True
+        _number("seconds", seconds)
         member = self._member(number)
         target = self._by_url[member.server.url]
 
