@@ -194,6 +194,22 @@ def test_an_application_that_fails_answers_500_and_is_logged(
     assert "in broken" in caplog.text
 
 
+def test_an_application_that_fails_the_test_or_exits_answers_500(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def strict(request: Request) -> str:
+        pytest.fail("nobody may ask")
+
+    def leaving(request: Request) -> str:
+        sys.exit("bye")
+
+    with LoadBalancer([strict, leaving]) as lb:
+        assert [get(lb.url).status for _ in range(2)] == [500, 500]
+        assert {one.state for one in lb.proxy.pool.targets} == {State.LIVE}
+    assert "nobody may ask" in caplog.text
+    assert "bye" in caplog.text
+
+
 def test_a_wsgi_application_may_stream_and_is_closed() -> None:
     class Pieces:
         closed = 0

@@ -327,7 +327,7 @@ class _Answer:
             if self._begun or isinstance(error, Lost):
                 raise
             self._failed(error)
-        except Exception as error:  # noqa: BLE001 - it is the user's
+        except BaseException as error:  # noqa: BLE001 - it is the user's: pytest.fail, sys.exit
             self._failed(error)
 
     def _run(self, application: WSGI, environ: Environ) -> None:
@@ -346,7 +346,7 @@ class _Answer:
         if self._left:
             raise Lost  # less than it has announced
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         log.error("the application failed at %s", self._handler.path, exc_info=error)
         if self._begun:
             raise Lost
