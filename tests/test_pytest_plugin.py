@@ -283,13 +283,22 @@ def test_head_and_chunked_uploads_pass() -> None:
             assert requests.put(outer.url, data=b"x").text in ("PUT 1", "u")
 
 
-def test_a_url_behind_which_nobody_is_is_evicted() -> None:
-    with LoadBalancer([f"http://127.0.0.1:{closed_port()}", letter("b")]) as lb:
+def test_a_url_behind_which_nobody_is_is_evicted_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    port = closed_port()
+    with LoadBalancer([f"http://127.0.0.1:{port}", letter("b")]) as lb:
         assert bodies(lb, 4) == "bbbb"
         lb.wait_evicted(0)
+        said = rf"the server behind {address(lb, 0)} is lost: 127.0.0.1:{port}: .*refused"
+        eventually(lambda: re.search(said, caplog.text))
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+async def awaited(request: Request) -> str:
+    return "x"
 
 
 @pytest.mark.parametrize(
@@ -297,6 +306,7 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
     [
         (None, "target 1: expected a WSGI application, a function"),
         (asgi, 'target 1: .* an ASGI application is served by a command, like \\["uvicorn"'),
+        (awaited, "target 1: .* it is async, which nobody awaits here: expected a WSGI appl"),
         (lambda: "x", "target 1: .* takes \\(\\): expected a WSGI application, or a function"),
         (["python", "app.py"], 'target 1: the command names its port nowhere: put "{port}" in it'),
         ([], "target 1: expected a program and its arguments"),

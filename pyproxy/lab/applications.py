@@ -65,12 +65,14 @@ def application_of(served: Any) -> WSGI:
         signature = inspect.signature(served)
     except (TypeError, ValueError):
         raise TypeError(f"can't tell what {served!r} takes: wrap it in a function") from None
-    if _takes(signature, 2) and _wanted(signature) != 1:
+    awaited = any(map(inspect.iscoroutinefunction, (served, type(served).__call__)))
+    if not awaited and _takes(signature, 2) and _wanted(signature) != 1:
         application: WSGI = served
         return application
-    if _takes(signature, 1):
+    if not awaited and _takes(signature, 1):
         return _serving(served)
-    hint = "expected a WSGI application, or a function (request) -> answer"
+    hint = "it is async, which nobody awaits here: " if awaited else ""
+    hint += "expected a WSGI application, or a function (request) -> answer"
     if _takes(signature, 3):
         hint = (
             'an ASGI application is served by a command, like ["uvicorn", "shop:app", "--port", '

@@ -241,7 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if not self.raw_requestline or not self.parse_request():
                     return
                 self._serve()
-        except (Lost, OSError, HTTPError):
+        except (Lost, OSError, HTTPError) as error:
+            if isinstance(error, Lost) and error.args and not self._life.over:
+                log.warning("the server behind %s is lost: %s", self._life.server.url, error)
             net.reset_on_close(self.connection)
 
     def _serve(self) -> None:
