@@ -228,6 +228,7 @@ def test_a_url_is_loaded_as_a_file_says_and_the_admin_api_tells_who_served(
     proxied: tuple[str, str, list[str]], tmp_path: Path
 ) -> None:
     url, admin, targets = proxied
+    url += "/"
     (tmp_path / "mine.py").write_text(LOCUSTFILE)
     done = run(
         *("bench", url, "--users", "2", "--duration", "2s", "--admin", admin),

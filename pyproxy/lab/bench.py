@@ -514,7 +514,7 @@ class Locust:
             path = plan.path
         if plan.locustfile:
             files.append(str(plan.locustfile.absolute()))
-            host, path = url, ""
+            host, path = url.rstrip("/"), ""  # Locust puts a path behind it as it is
         said = {"to": str(self._file), "path": path, "pause": plan.pause, "seconds": plan.duration}
         command = [sys.executable, "-m", "locust", "--headless", "--only-summary"]
         command += ["--locustfile", ",".join(files), "--host", host, "--users", str(plan.users)]
