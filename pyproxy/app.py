@@ -99,13 +99,16 @@ class Parts:
         return routes.Router(rules, default)
 
     def _route(self, said: Route) -> routes.Service:
-        if not said.redirect and not said.files:
-            return self._forward(said)
         if said.redirect:
             found = routes.redirect(said.redirect, said.redirect_status)
+            what = f"to {said.redirect}"
+        elif said.files:
+            found = routes.files_below(said.path, Files(said.files, said.index, said.expires))
+            what = f"files of {said.files}"
+        elif said.deny:
+            found, what = routes.deny(said.deny), f"denied with {said.deny}"
         else:
-            found = routes.files_below(said.path, Files(said.files or "", said.index, said.expires))
-        what = f"to {said.redirect}" if said.redirect else f"files of {said.files}"
+            return self._forward(said)
         self._names.append((found, f"{name_of(said)} ({what})", None))
         return found
 

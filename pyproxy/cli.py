@@ -143,7 +143,7 @@ def serve(config: Path | None, given: dict[str, str | None], watch: bool) -> Non
     _tell(chosen, f"pyproxy {__version__} listens on {urls}{workers} and serves {_served(chosen)}")
     for route in chosen.routes:
         at = " ".join([f"{route.host or '*'}{route.path}", *route.endings])
-        _tell(chosen, f"  {at}: {route.redirect or route.files or _served(route)}")
+        _tell(chosen, f"  {at}: {_served(route)}")
     for entry in chosen.tcp:
         _tell(chosen, f"  {entry.listen}: {_served(entry)}")
     if program.runner.admin_url:
@@ -160,6 +160,8 @@ def _tell(chosen: settings.Settings, text: str) -> None:
 
 
 def _served(said: PoolSettings) -> str:
+    if isinstance(said, settings.Route) and not said.has_targets:
+        return said.redirect or said.files or f"denied with {said.deny}"
     if not said.has_targets:
         routes = isinstance(said, settings.Settings) and said.routes
         return "routes only" if routes else "tcp only"

@@ -101,7 +101,8 @@ def _ending(value: Json) -> str:
 @dataclass(frozen=True)
 class Route(PoolSettings):
     """Requests for a host and path, and what serves them: ``targets`` (with all that else is said
-    of a pool; what isn't said is as it is at the top), ``files`` or ``redirect``."""
+    of a pool; what isn't said is as it is at the top), ``files`` or ``redirect``; or nobody:
+    ``deny``."""
 
     host: str | None = option(
         None, 'for this host, or "*.example.com" for all below (null: for any)', optional(read_host)
@@ -123,12 +124,16 @@ class Route(PoolSettings):
         optional(_location),
     )
     redirect_status: int = option(302, "301, 302, 303, 307 or 308", read_status)
+    deny: int | None = option(
+        None, "a status, 400 to 599, that all of it is answered with", optional(whole(400, 599))
+    )
 
 
 _ONE_KIND = [
     {"anyOf": [{"required": ["targets"]}, {"required": ["scaling"]}]},
     {"required": ["files"]},
     {"required": ["redirect"]},
+    {"required": ["deny"]},
 ]
 
 
@@ -137,8 +142,8 @@ def _route(value: Json) -> Route:
     if not isinstance(value, dict):
         raise ValueError("expected an object")
     found = read_object(Route, value)
-    if sum(map(bool, (found.has_targets, found.files, found.redirect))) != 1:
-        raise ValueError("a route has one of targets (or scaling), files and redirect")
+    if sum(map(bool, (found.has_targets, found.files, found.redirect, found.deny))) != 1:
+        raise ValueError("a route has one of targets (or scaling), files, redirect and deny")
     return found
 
 
@@ -293,7 +298,7 @@ class Settings(PoolSettings):
         (Listen("http://127.0.0.1:8000"),), "where to listen: a URL, or a list of them", read_listen
     )
     routes: tuple[Route, ...] = option(
-        (), "who else serves, by host and path: targets, files or redirects", _routes
+        (), "who else serves, by host and path: targets, files, redirects or nobody", _routes
     )
     tcp: tuple[TCPEntry, ...] = option(
         (), "addresses whose connections are relayed without HTTP, with their targets", _tcp

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy import Proxy
+from pyproxy.control.described import Described
 from pyproxy.errors import SettingsError
 from pyproxy.http.routes import Router, Rule
 from pyproxy.settings import parse, plain
@@ -112,12 +113,13 @@ def test_a_route_inherits_what_it_does_not_say() -> None:
     [
         (
             [{"path": "/a"}],
-            ["routes[0]: a route has one of targets (or scaling), files and redirect"],
+            ["routes[0]: a route has one of targets (or scaling), files, redirect and deny"],
         ),
         (
             [{"targets": [1], "redirect": "/x"}],
-            ["routes[0]: a route has one of targets (or scaling), files and redirect"],
+            ["routes[0]: a route has one of targets (or scaling), files, redirect and deny"],
         ),
+        ([{"deny": 200}], ["routes[0].deny: expected a whole number from 400 to 599"]),
         ([5], ["routes[0]: expected an object"]),
         ([{"path": "a", "targets": [1]}], ['routes[0].path: expected a path like "/health"']),
         (
@@ -183,6 +185,36 @@ def test_a_redirect_keeps_host_and_uri_where_it_says_so(status: int) -> None:
             wire.send(b"POST /old/%41?b=1 HTTP/1.1\r\nHost: E.com:81\r\nContent-Length: 1\r\n\r\nx")
             found = wire.read_message()
             assert (found.status, found.get("Location")) == (status, "https://e.com/old/%41?b=1")
+
+
+# Denial
+
+
+def test_what_is_denied_is_asked_of_nobody() -> None:
+    """Not in any other way to write the path, nor with a body; the connection stays."""
+    routes: list[dict[str, Any]] = [
+        {"path": "/internal", "deny": 403},
+        {"path": "/internal/open", "targets": [1]},
+        {"endings": [".sql"], "deny": 404},
+        {"host": "gone.test", "deny": 410},
+    ]
+    with lettered("a") as a:
+        routes[1]["targets"] = [a.url]
+        with Proxy(targets=[a.url], routes=routes) as proxy, client(proxy.url) as wire:
+            for path, host, status in (
+                ("/internal", "x", 403),
+                ("//%69nternal/./b/../c?d", "x", 403),
+                ("/internal/open", "x", 200),
+                ("/internals", "x", 200),
+                ("/open/../internal", "x", 403),
+                ("/dump.SQL", "x", 404),
+                ("/internal", "gone.test", 410),
+            ):
+                head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\n\r\n"
+                wire.send(head.encode() + b"body")
+                assert wire.read_message().status == status, path
+            told = proxy.control.explain(Described(uri="/internal/x"))["route"]
+            assert told == "/internal (denied with 403)"
 
 
 # Files

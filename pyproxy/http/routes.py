@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import responses
 from urllib.parse import unquote
 
 from pyproxy.errors import HTTPError
@@ -87,6 +88,15 @@ def files_below(prefix: str, files: Files) -> Service:
         if not rest:
             return to_folder(path, query)
         return files(request, f"/{'/'.join(rest)}", query)
+
+    return serve
+
+
+def deny(status: int) -> Service:
+    """Nobody gets anything there."""
+
+    def serve(request: Request) -> Answer:
+        raise HTTPError(status, responses.get(status, "denied"))
 
     return serve
 
