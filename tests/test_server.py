@@ -191,6 +191,45 @@ def test_stopping_at_once_waits_for_nobody_whom_a_reload_has_left_behind() -> No
         gate.open.set()
 
 
+@pytest.mark.parametrize("by_us", [False, True])
+def test_a_request_that_comes_as_the_time_of_an_idle_connection_ends_is_served(
+    by_us: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many that end at once, some wait long for the interpreter before they close."""
+    sent = threading.Event()
+    first_bytes = ProxyHandler._first_bytes
+
+    def late(handler: ProxyHandler) -> bytes:
+        found = b""
+        try:
+            found = first_bytes(handler)
+        finally:
+            if not (found or sent.is_set()):
+                wire.send(GET)
+                eventually(lambda: net.unread(handler.request))
+                sent.set()
+        return found
+
+    monkeypatch.setattr(ProxyHandler, "_first_bytes", late)
+    with (
+        letters("a") as [target],
+        Proxy(targets=[target.url], timeouts={"keep_alive": DEADLINE if by_us else 0.1}) as proxy,
+    ):
+        with client(proxy.url) as wire:
+            wire.send(GET)
+            assert wire.read_message().body == b"a"
+            if by_us:
+                [server] = proxy._servers.values()
+
+                def ended() -> bool:
+                    server.connections.end_idle(server)
+                    return sent.is_set()
+
+                eventually(ended)
+            assert wire.read_message().body == b"a"
+        assert sent.is_set()
+
+
 def test_stopping_finishes_what_is_under_way_and_ends_idle_connections() -> None:
     gate = Gate()
     with RawTarget(gate) as target:

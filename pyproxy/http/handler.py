@@ -265,9 +265,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
                 # `Connections` gives that one the time to come.
                 self.set_patience(self.server.timeouts.keep_alive)
             try:
-                buffer = self._first_bytes()
-                if not buffer and self.ended:  # by us: what has come meanwhile is still served
-                    buffer = self.request.recv(_RECEIVE)
+                buffer = self._first_bytes() or self._last_bytes()
             except OSError:  # its time is over, or the client is gone
                 return None
             if not buffer:
@@ -284,16 +282,22 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         return self.start, buffer[line_end + 2 : end + 2]
 
     def _first_bytes(self) -> bytes:
-        """Of a request. A connection begins with the patience of its listening socket, so that a
-        client that sends at once costs no call to change that."""
-        try:
+        """Of a request; none when its time is over. A connection begins with the patience of its
+        listening socket, so that a client that sends at once costs no call to change that."""
+        with contextlib.suppress(*net.TIMED_OUT):
             return self.request.recv(_RECEIVE)
-        except net.TIMED_OUT:
-            left = self.server.timeouts.header - self._patience
-            if self.served or left <= 0:
-                raise
+        left = self.server.timeouts.header - self._patience
+        if not self.served and left > 0:
             self.set_patience(left)
-            return self.request.recv(_RECEIVE)
+            with contextlib.suppress(*net.TIMED_OUT):
+                return self.request.recv(_RECEIVE)
+        return b""
+
+    def _last_bytes(self) -> bytes:
+        """Before the end of an idle connection, by whomever: what has come while this thread waited
+        for the interpreter is still served. ``unread`` doesn't let go of that, as a receive would:
+        no other thread goes on between a look that finds nothing and the close."""
+        return self.request.recv(_RECEIVE) if net.unread(self.request) else b""
 
     def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int, int]:
         """Reads on until a head is whole, strictly within ``timeouts.header``."""
