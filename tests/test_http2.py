@@ -825,6 +825,44 @@ def test_an_idle_connection_ends() -> None:
         assert one.end() == NO_ERROR
 
 
+def test_a_request_that_comes_as_the_time_of_an_idle_connection_ends_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of many that end at once, some wait long for the interpreter before they say so."""
+    sent = threading.Event()
+    too_late = http2.Http2Connection._too_late
+
+    def late(connection: http2.Http2Connection) -> bytes | None:
+        if not sent.is_set():
+            one.ask(3)
+            eventually(lambda: net.unread(connection.handler.request))
+            sent.set()
+        return too_late(connection)
+
+    monkeypatch.setattr(http2.Http2Connection, "_too_late", late)
+    with asked(answer("x"), timeouts={"keep_alive": 0.1}) as (one, _):
+        assert one.get().body == b"x"
+        assert one.answer(3).body == b"x"
+        assert one.end() == NO_ERROR
+
+
+def test_what_a_client_sends_before_it_has_seen_the_goaway_does_not_reset_that_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It tells which requests may be sent again."""
+    monkeypatch.setattr(http2, "_LINGER", 2 * DEADLINE)
+    with asked(answer("x"), timeouts={"keep_alive": 0.1}) as (one, _):
+        assert one.get().body == b"x"
+        while one.goaway is None:
+            assert one.read()
+        for number in range(3, 43, 2):
+            one.ask(number)
+            assert not net.lost(one.sock)
+            time.sleep(0.005)
+        assert one.goaway.last_stream_id == 1
+        assert not one.read()
+
+
 def test_streams_of_a_client_that_says_goaway_are_finished() -> None:
     gate = Gate()
     with asked(gate) as (one, _):

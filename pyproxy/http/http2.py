@@ -218,8 +218,7 @@ class Http2Connection:
         now = time.monotonic()
         left = self._due() - now
         if left <= 0:
-            self._too_late()
-            return None
+            return self._too_late()
         self._socket.wait(left, len(self._out) < _AT_ONCE, bool(self._out))
         with self.lock:
             if self._out:
@@ -245,7 +244,9 @@ class Http2Connection:
             due.append((self.handler.idle_since or time.monotonic()) + timeouts.keep_alive)
         return min(due)
 
-    def _too_late(self) -> None:
+    def _too_late(self) -> bytes | None:
+        """What has come all the same on an idle connection, while this thread waited for the
+        interpreter."""
         now, timeouts, since = time.monotonic(), self.server.timeouts, self._frames.since
         with self.lock:
             if self._out and now >= self._moved + timeouts.send:
@@ -253,7 +254,11 @@ class Http2Connection:
             elif since is not None and now >= since + timeouts.header:
                 raise ConnectionFault(PROTOCOL_ERROR, "too slow")
             elif not self._streams:
+                sock = self.handler.request
+                if net.unread(sock) and (data := self._socket.receive(_RECEIVE)):
+                    return data
                 self._say_goodbye(_NO_ERROR, "")
+        return None
 
     def _hung_up(self) -> None:
         """The end of what the client sends; or the server has ended an idle connection, on which
@@ -377,16 +382,16 @@ class Http2Connection:
         self._linger()
 
     def _linger(self) -> None:
-        """Lets the client take what was said last: a close with bytes unread resets it away."""
+        """Lets the client take what was said last: a close with bytes unread, or before more of
+        them come, resets it away, and with a GOAWAY which requests were never seen."""
         sock, deadline = self.handler.request, time.monotonic() + _LINGER
         try:
             while self._out and (left := deadline - time.monotonic()) > 0:
                 self._socket.wait(left, False, True)
                 del self._out[: self._socket.send(self._out)]
             net.shut(sock, socket.SHUT_WR)
-            while (self._faulty or net.readable(sock)) and (
-                left := deadline - time.monotonic()
-            ) > 0:
+            told = self._faulty or self._last is not None
+            while (told or net.readable(sock)) and (left := deadline - time.monotonic()) > 0:
                 self._socket.wait(left, True, False)
                 if self._socket.receive(_RECEIVE) == b"":
                     return
