@@ -361,6 +361,25 @@ def test_relays_an_early_answer_to_an_upload_that_nobody_reads() -> None:
         stop.set()
 
 
+def test_an_upload_for_which_there_is_no_thread_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "pyproxy-upload":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with proxied(answer(b"x")) as (proxy, _), client(proxy.url) as wire:
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900000000\r\n\r\n")
+        reply = wire.read_message()
+        assert (reply.status, reply.get("Connection")) == (503, "close")
+        assert b"can't start new thread" in reply.body
+        eventually(lambda: not proxy.pool.targets[0].in_flight)
+
+
 def test_keeps_target_connections_alive_and_shares_them() -> None:
     with proxied(answer(b"x")) as (proxy, target):
         for _ in range(5):

@@ -30,9 +30,13 @@ class Upload:
         return self._thread is not None and self.ended_at is None
 
     def start(self, connection: TargetConnection) -> None:
+        """Raises ``HTTPError`` 503 when the system gives no more threads."""
         self._connection = connection
         thread = threading.Thread(target=self._run, name="pyproxy-upload", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise HTTPError(503, f"the proxy {error}") from None
         self._thread = thread
 
     def _run(self) -> None:
