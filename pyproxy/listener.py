@@ -26,6 +26,7 @@ from pyproxy.sections import Timeouts
 log = logging.getLogger(__name__)
 
 _LAST = 2.0  # seconds in which a connection that is broken off ends
+_LOOK = 1.0  # seconds between looks whether a thread is in accept
 _TICK = 0.5  # seconds after which a thread in accept looks whether it is over
 
 
@@ -89,7 +90,8 @@ class Listener(socketserver.TCPServer):
         if self._processor is not None:
             net.stay_on(self._processor)  # and so do the threads that come of this one
         self._start_thread()
-        self._stopped.wait()
+        while not self._stopped.wait(_LOOK):
+            self.follow()  # when the last thread left accept, the system may have given no other
 
     def _start_thread(self) -> None:
         with self._idle:

@@ -160,6 +160,28 @@ def test_a_system_without_threads_holds_up_no_end(monkeypatch: pytest.MonkeyPatc
         assert not stopping.is_alive()
 
 
+def test_when_the_system_gives_threads_again_others_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, failed = threading.Thread.start, threading.Event()
+
+    def fail_once(thread: threading.Thread) -> None:
+        if thread.name.startswith("pyproxy-http-") and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with letters("a") as [target], Proxy(targets=[target.url]) as proxy:
+        [server] = proxy._servers.values()
+        eventually(lambda: server._waiting)
+        monkeypatch.setattr(threading.Thread, "start", fail_once)
+        with client(proxy.url) as busy:
+            busy.send(GET)
+            assert busy.read_message().body == b"a"
+            assert failed.is_set()
+            assert get(proxy.url).body == b"a"
+
+
 def test_what_is_stopped_may_be_stopped_again(caplog: pytest.LogCaptureFixture) -> None:
     failed: list[object] = []
     before, threading.excepthook = threading.excepthook, failed.append
