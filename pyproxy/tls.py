@@ -96,7 +96,7 @@ class TLSSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         while True:
-            if not (self._incoming.pending or self._pending() or self._take_in(flags)):
+            if not (self.buffered or self._take_in(flags)):
                 return b""
             try:
                 with self._lock:
@@ -108,7 +108,7 @@ class TLSSocket:
 
     def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int:
         while True:
-            if not (self._incoming.pending or self._pending() or self._take_in(flags)):
+            if not (self.buffered or self._take_in(flags)):
                 return 0
             try:
                 with self._lock:
@@ -177,7 +177,8 @@ class TLSSocket:
     @property
     def buffered(self) -> bool:
         """There may be something to receive that has left the kernel."""
-        return bool(self._incoming.pending or self._tls.pending())
+        with self._lock:
+            return bool(self._incoming.pending or self._pending())
 
     def shutdown(self, how: int) -> None:
         """Tells the other side of the end too, where it ends the sending."""
