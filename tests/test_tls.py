@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import socket
 import ssl
@@ -17,14 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy import Proxy
+from pyproxy import Proxy, net
 from pyproxy.errors import SettingsError
 from pyproxy.http.message import Peer
 from pyproxy.http.upload import Upload
+from pyproxy.http.upstream import TargetConnection, Upstream
 from pyproxy.lab.certificate import CertificateError, make_certificate
+from pyproxy.sections import TargetTimeouts
 from pyproxy.settings import parse
 from pyproxy.tcp.client_hello import Incomplete, server_name
-from pyproxy.tls import ServerTLS
+from pyproxy.tls import ServerTLS, TLSSocket
 from tests.programs import ROOT, program, run
 from tests.support import (
     DEADLINE,
@@ -38,6 +41,7 @@ from tests.support import (
     held_port,
     lettered,
     letters,
+    make_target,
     replying,
 )
 
@@ -524,6 +528,50 @@ def test_a_target_that_stalls_in_the_handshake_costs_the_connect_timeout() -> No
         began = time.monotonic()
         assert get(proxy.url).body == b"b"
         assert 0.2 < time.monotonic() - began < 4.5  # 5 without being told
+
+
+@pytest.mark.parametrize("part", ["head", "body", "body into a buffer"])
+def test_a_target_whose_record_drips_takes_no_more_stack_with_each_drop(
+    part: str, local: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyproxy.http.upstream._TICK", 0.001)
+    depths: list[int] = []
+
+    def watch() -> float:
+        depths.append(len(inspect.stack(0)))
+        return time.monotonic()
+
+    here, there = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool, here, there:
+        waiting = pool.submit(ServerTLS([local]).accept, there, DEADLINE)
+        theirs = TLSSocket(here, trusting(local), server_hostname="localhost")
+        theirs.handshake(DEADLINE)
+        waiting.result()._tls.write(data := answer(b"x"))
+        record = waiting.result()._outgoing.read()
+        upstream = Upstream(make_target(1), TargetTimeouts())
+        connection = TargetConnection(theirs, upstream)
+        net.set_receive_timeout(theirs, 0.001)
+
+        def wait_again() -> None:
+            known = len(depths)
+            eventually(lambda: len(depths) > known)
+
+        def drip() -> None:
+            for drop in range(len(record)):
+                if drop % 10 == 0:
+                    wait_again()
+                there.sendall(record[drop : drop + 1])
+
+        dripping = pool.submit(drip)
+        if part == "head":
+            assert connection.receive_head(watch)[1] == b"x"
+        elif part == "body":
+            assert connection.receive(watch) == data
+        else:
+            assert connection.receive_into(memoryview(bytearray(1000)), watch) == len(data)
+        dripping.result()
+    assert len(depths) >= len(record) // 10
+    assert len({*depths}) == 1
 
 
 def test_a_body_that_ends_without_a_word_is_truncated(local: tuple[str, str]) -> None:

@@ -268,23 +268,23 @@ class TargetConnection:
     def receive(self, watch: Watch) -> bytes:
         """Bytes as they come; none at the end. Raises ``ReplyTimeout``, ``ConnectionLost`` and
         what ``watch`` raises."""
-        try:
-            return self.sock.recv(_BULK)
-        except net.TIMED_OUT:
-            self._wait(watch)
-            return self.receive(watch)
-        except OSError as error:
-            raise ConnectionLost(net.reason(error)) from None
+        while True:
+            try:
+                return self.sock.recv(_BULK)
+            except net.TIMED_OUT:
+                self._wait(watch)
+            except OSError as error:
+                raise ConnectionLost(net.reason(error)) from None
 
     def receive_into(self, buffer: memoryview, watch: Watch) -> int:
         """The same into a buffer; the number of bytes."""
-        try:
-            return self.sock.recv_into(buffer)
-        except net.TIMED_OUT:
-            self._wait(watch)
-            return self.receive_into(buffer, watch)
-        except OSError as error:
-            raise ConnectionLost(net.reason(error)) from None
+        while True:
+            try:
+                return self.sock.recv_into(buffer)
+            except net.TIMED_OUT:
+                self._wait(watch)
+            except OSError as error:
+                raise ConnectionLost(net.reason(error)) from None
 
     def _wait(self, watch: Watch, since: float | None = None) -> None:
         """Waits for bytes on after the first tick, looking at the client at each further one."""
@@ -301,15 +301,16 @@ class TargetConnection:
     def receive_head(self, watch: Watch, data: bytes = b"") -> tuple[ReplyHead, bytes]:
         """A whole response head, and what came behind it; ``data`` is what has come of it. Raises
         ``TargetError``; ``NoReply`` if not a byte came."""
-        try:
-            data = data or self.sock.recv(_RECEIVE)
-        except net.TIMED_OUT:
-            self._wait(watch)
-            return self.receive_head(watch)
-        except OSError as error:
-            raise NoReply(net.reason(error)) from None
-        if not data:
-            raise NoReply("closed without an answer")
+        while not data:
+            try:
+                data = self.sock.recv(_RECEIVE)
+            except net.TIMED_OUT:
+                self._wait(watch)
+                continue
+            except OSError as error:
+                raise NoReply(net.reason(error)) from None
+            if not data:
+                raise NoReply("closed without an answer")
         end = data.find(b"\r\n\r\n")
         if end < 0:
             data, end = self._rest_of_head(data, watch)
