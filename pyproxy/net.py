@@ -224,6 +224,18 @@ def ended(sock: Socket) -> bool:
     return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) != _ESTABLISHED
 
 
+def outgoing(sock: Socket) -> int:
+    """The memory that takes what the other side hasn't acknowledged yet; where the system can't
+    tell, 0."""
+    if _MEMORY_INFO is None:
+        return 0
+    try:
+        told = sock.getsockopt(socket.SOL_SOCKET, _MEMORY_INFO, 24)
+    except OSError:
+        return 0
+    return int.from_bytes(told[20:], sys.byteorder)
+
+
 def hung_up(sock: Socket) -> bool:
     """Whether the other side has ended or reset the connection, without receiving from it. Where
     the system can't tell (Windows), False."""

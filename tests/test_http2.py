@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -861,6 +862,54 @@ def test_what_a_client_sends_before_it_has_seen_the_goaway_does_not_reset_that_a
             time.sleep(0.005)
         assert one.goaway.last_stream_id == 1
         assert not one.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell what is taken")
+def test_a_client_that_takes_its_answer_slowly_gets_all_of_it_at_a_stop() -> None:
+    """It sends meanwhile, that it has room again: to a closed socket that would be its reset."""
+    size = 1_000_000
+    gate = Gate(b"x" * size)
+    with (
+        RawTarget(gate) as target,
+        Proxy(targets=[target.url], http2={"prior_knowledge": True}) as proxy,
+        Http2Client(proxy.url, receive_buffer=4096, settings={4: 2**30}) as one,
+    ):
+        one.send(WindowUpdateFrame(0, 2**30))
+        one.ask()
+        gate.arrived.get(timeout=DEADLINE)
+        [handler] = proxy._connections._open
+        stopping = threading.Thread(target=proxy.stop)
+        stopping.start()
+        while one.goaway is None:
+            assert one.read()
+        gate.open.set()
+        eventually(lambda: handler.served)
+        time.sleep(0.1)  # it would close now
+        assert len(one.answer().body) == size
+        assert one.end() == NO_ERROR
+        stopping.join(DEADLINE)
+        assert not stopping.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing more comes")
+def test_what_comes_before_a_client_has_seen_the_goaway_of_a_handover_does_not_reset_that_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http2, "_LINGER", 2 * DEADLINE)
+    with proxied(answer("x")) as (proxy, _), Http2Client(proxy.url) as one:
+        assert one.get().body == b"x"
+        [server] = proxy._servers.values()
+        ending = threading.Thread(target=server.shutdown, kwargs={"handed_over": True})
+        ending.start()
+        while one.goaway is None:
+            assert one.read()
+        for number in range(3, 43, 2):
+            one.ask(number)
+            assert not net.lost(one.sock)
+            time.sleep(0.005)
+        one.close()
+        ending.join(DEADLINE)
+        assert not ending.is_alive()
 
 
 def test_streams_of_a_client_that_says_goaway_are_finished() -> None:

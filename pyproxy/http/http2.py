@@ -389,6 +389,8 @@ class Http2Connection:
             while self._out and (left := deadline - time.monotonic()) > 0:
                 self._socket.wait(left, False, True)
                 del self._out[: self._socket.send(self._out)]
+            if not self._faulty:
+                self._let_take(deadline)
             net.shut(sock, socket.SHUT_WR)
             told = self._faulty or self._last is not None
             while (told or net.readable(sock)) and (left := deadline - time.monotonic()) > 0:
@@ -397,6 +399,26 @@ class Http2Connection:
                     return
         except OSError:
             return
+
+    def _let_take(self, deadline: float) -> None:
+        """Until the client has taken all that the kernel has for it. When both directions are shut,
+        whatever still comes, be it that there is room again, makes the kernel throw that away. If
+        others accept, what it sends before it has seen the GOAWAY gets ``deadline``, too."""
+        sock, server, patience = self.handler.request, self.server, self.server.timeouts.send
+        if not server.closing or server.hasty:
+            deadline = 0.0
+        left, moved = net.outgoing(sock), time.monotonic()
+        while not (server.over or net.ended(sock)):
+            now = time.monotonic()
+            if now >= (moved + patience if left else deadline):
+                return
+            with self.lock:  # a poll would tell again and again that the receiving side is shut
+                self._fewer.wait(_LOOK)
+            while self._socket.receive(_RECEIVE):
+                pass
+            before, left = left, net.outgoing(sock)
+            if left < before:
+                moved = now
 
     # The threads of the streams.
 
