@@ -92,7 +92,8 @@ class AccessLog:
     def _run(self) -> None:
         while not self._stopping:
             with self._changed:
-                if not (self._stopping or self._reopening):
+                # Many may have come while this thread wrote, and heard of none.
+                if not (self._stopping or self._reopening or len(self._lines) >= _FLUSH_AT):
                     self._changed.wait(_FLUSH_EVERY)
                 lines, self._lines = self._lines, []
                 reopening, self._reopening = self._reopening, False
