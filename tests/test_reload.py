@@ -5,7 +5,6 @@ import gc
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.support import (
     client,
     eventually,
     get,
+    held_port,
     lettered,
     letters,
 )
@@ -145,7 +145,7 @@ def refused(url: str) -> bool:
 
 
 def test_one_address_may_change_from_http_to_tcp() -> None:
-    with lettered("a") as a, free_port() as port:
+    with lettered("a") as a, held_port() as port:
         address = f"127.0.0.1:{port}"
         with Proxy(parse({"listen": f"http://{address}", "targets": [a.url]})) as proxy:
             assert get(proxy.url).get("Via") is None
@@ -153,13 +153,6 @@ def test_one_address_may_change_from_http_to_tcp() -> None:
             proxy.reload(parse({"tcp": [entry]}))
             assert proxy.urls == [f"tcp://{address}"]
             eventually(lambda: get(f"http://{address}").body == b"a")
-
-
-@contextlib.contextmanager
-def free_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    yield port
 
 
 def test_what_is_bad_changes_nothing(tmp_path: Path) -> None:
@@ -369,7 +362,7 @@ def test_the_admin_api_stays_where_it_is_while_listeners_come() -> None:
 
 
 def test_the_address_of_the_admin_api_is_not_taken_from_it() -> None:
-    with lettered("a") as a, free_port() as port:
+    with lettered("a") as a, held_port() as port:
         address = f"http://127.0.0.1:{port}"
         with Proxy(targets=[a.url], admin={"listen": address}) as proxy:
             elsewhere = {"listen": "http://127.0.0.1:0"}

@@ -720,10 +720,9 @@ def test_tls_passes_untouched_to_who_has_the_name(folder: Path) -> None:
         greeting(b"A", server_context(pairs["a.test"])) as a,
         greeting(b"B", server_context(pairs["*.b.test"])) as b,
         greeting(b"other") as other,
-        socket.create_server(("127.0.0.1", 0)) as free,
+        held_port() as port,
     ):
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-        free.close()
+        listen = f"127.0.0.1:{port}"
         entries = [
             {"listen": listen, "server_name": "a.test", "targets": [a.port]},
             {"listen": listen, "server_name": "*.b.test", "targets": [b.port]},
