@@ -414,8 +414,7 @@ class Http2Connection:
                 return
             with self.lock:  # a poll would tell again and again that the receiving side is shut
                 self._fewer.wait(_LOOK)
-            while self._socket.receive(_RECEIVE):
-                pass
+            self._socket.receive(_RECEIVE)  # once: whoever sends without end keeps nobody here
             before, left = left, net.outgoing(sock)
             if left < before:
                 moved = now
