@@ -267,25 +267,49 @@ def test_what_targets_are_told_of_tls_has_to_be_so(tmp_path: Path) -> None:
 REST = "location / { proxy_pass http://u; }"
 
 
+SQL = {"path": "/", "endings": [".sql", ".bak"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "route", "noted"),
+    [
+        ("location /x/ { internal; root .; }", {"path": "/x/", "deny": 404}, False),
+        ("location /x { deny all; root .; }", {"path": "/x", "deny": 403}, True),
+        ("location = /x { deny all; root .; }", {"path": "/x", "deny": 403}, True),
+        ("location ^~ /x/ { return 410; }", {"path": "/x/", "deny": 410}, False),
+        ("location /x/ { return 404 gone; }", {"path": "/x/", "deny": 404}, True),
+        ("location /x/ { return 444; }", {"path": "/x/", "deny": 403}, True),
+        ("location /x/ { return 403; proxy_pass http://u; }", {"path": "/x/", "deny": 403}, False),
+        ("location ~ ^/x { return 404; proxy_pass http://u; }", {"path": "/x", "deny": 404}, True),
+        ("location ~ \\.(sql|bak)$ { deny all; }", SQL | {"deny": 403}, False),
+        ("location ~ \\.(sql|bak)$ { return 404; }", SQL | {"deny": 404}, False),
+        (
+            "location ~ \\.(sql|bak)$ { return 404; proxy_pass http://u; }",
+            SQL | {"deny": 404},
+            False,
+        ),
+    ],
+)
+def test_what_nobody_gets_there_nobody_gets_here(
+    tmp_path: Path, text: str, route: dict[str, Any], noted: bool
+) -> None:
+    found = of_nginx(tmp_path, server(f"root .; {REST}\n{text}"))
+    assert (found.settings["routes"], found.settings["targets"]) == ([route], ["http://a:1"])
+    assert {one.place.line for one in found.notes} == ({3} if noted else set())
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "location /x/ { internal; root .; }",
-        "location /x { deny all; root .; }",
-        "location ~ \\.(sql|bak)$ { deny all; }",
-        "location /x { return 403; }",
-        "location /x { return 403; proxy_pass http://u; }",
         "location /x { return 204; proxy_pass http://u; }",
-        "location ~ ^/x { return 404; proxy_pass http://u; }",
-        "location ~ \\.(sql|bak)$ { return 404; }",
-        "location ~ \\.(sql|bak)$ { return 404; proxy_pass http://u; }",
+        "location ~ /x { deny all; }",
         "location ~ \\.(sql|bak)$ { return 200 ok; }",
         "location /x { rewrite ^/x/(.*)$ /y/$1 permanent; }",
         "location = /x.html { }",
         "location ~ \\.php$ { fastcgi_pass a:1; }",
     ],
 )
-def test_what_nobody_gets_there_becomes_no_route(tmp_path: Path, text: str) -> None:
+def test_what_routes_cannot_say_becomes_no_route(tmp_path: Path, text: str) -> None:
     for name in ("x", "x.html"):
         (tmp_path / name).mkdir()
     found = of_nginx(tmp_path, server(f"root .; {REST}\n{text}"))
@@ -294,17 +318,22 @@ def test_what_nobody_gets_there_becomes_no_route(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "paths"),
     [
-        "location /x { deny all;\nlocation /x/in { proxy_pass http://u; } }",
-        "location /x { deny all;\nlocation ~ ^/x/in { proxy_pass http://u; } }",
-        "location /y { deny all; }\ndeny all;",
+        ("location /x { deny all;\nlocation /x/in { proxy_pass http://u; } }", ["/x", "/x/in"]),
+        ("location /x { deny all;\nlocation ~ ^/x/in { proxy_pass http://u; } }", ["/x", "/x/in"]),
+        ("location /y { deny all; }\ndeny all;", ["/y"]),
+        ("location ^~ /y/ { deny all; }\nlocation ~ \\.css$ { root .; }", ["/y/", "/", "/y/"]),
     ],
 )
-def test_what_is_denied_is_denied_in_the_locations_within(tmp_path: Path, text: str) -> None:
+def test_what_is_denied_is_denied_in_the_locations_within(
+    tmp_path: Path, text: str, paths: list[str]
+) -> None:
     found = of_nginx(tmp_path, server(f"location / {{ allow all; proxy_pass http://u; }}\n{text}"))
-    assert ("routes" in found.settings, found.settings["targets"]) == (False, ["http://a:1"])
-    assert {3, 4} <= {one.place.line for one in found.notes}
+    assert found.settings["targets"] == ["http://a:1"]
+    assert [one["path"] for one in found.settings["routes"]] == paths
+    denied = [one for one in found.settings["routes"] if "files" not in one]
+    assert {one["deny"] for one in denied} == {403}
 
 
 def test_what_ends_so_is_redirected_and_nothing_else_is(tmp_path: Path) -> None:
@@ -369,8 +398,15 @@ def test_a_redirect_may_be_for_all_hosts_that_are_not_known(tmp_path: Path) -> N
 def test_a_server_that_returns_at_once_serves_none_of_its_locations(tmp_path: Path) -> None:
     text = f"server {{ {REST} }}\nserver {{ server_name b; return 403; {REST} }}"
     found = of_nginx(tmp_path, http(text))
-    assert "routes" not in found.settings
-    assert {one.place.line for one in found.notes} == {3}
+    assert found.settings["routes"] == [{"host": "b", "path": "/", "deny": 403}]
+    assert (found.settings["targets"], found.notes) == (["http://a:1"], [])
+
+
+def test_a_server_that_refuses_doesn_t_close_what_another_address_serves(tmp_path: Path) -> None:
+    text = f"server {{ {REST} }}\nserver {{ listen 81; server_name b; return 403; }}\n"
+    found = of_nginx(tmp_path, http(f"{text}server {{ listen 82; server_name b; {REST} }}"))
+    assert [one for one in found.settings["routes"] if "deny" in one] == []
+    assert 3 in {one.place.line for one in found.notes}
 
 
 def test_who_gets_to_be_served_at_other_ports_is_told(tmp_path: Path) -> None:
@@ -452,7 +488,8 @@ def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
         """,
     )
     seen = {
-        one.get("host", "") + one["path"]: (one["targets"][0], one.get("timeouts"))
+        one.get("host", "") + one["path"]: one.get("deny")
+        or (one["targets"][0], one.get("timeouts"))
         for one in found.settings["routes"]
     }
     x, y = ("http://2.2.2.2:80", {"read": "5s"}), ("http://3.3.3.3:80", {"read": "7s"})
@@ -460,6 +497,7 @@ def test_servers_with_names_become_routes_with_hosts(tmp_path: Path) -> None:
         "/": ("http://1.1.1.1:80", None),
         "a.example/": ("http://1.1.1.1:80", None),
         **{"b.example/x/": x, "*.b.example/x/": x, "b.example/y": y, "*.b.example/y": y},
+        **{"b.example/": 404, "*.b.example/": 404},
     }
 
 
@@ -1028,7 +1066,8 @@ def front(text: str) -> str:
     [
         ("http-request set-header X-Forwarded-For %[hdr(CF-IP)]", 5, "passed on as they are"),
         ("http-request set-header X-Forwarded-Proto https", 5, "passed on as they are"),
-        ("http-request deny if { src 1.1.1.1 }", 5, "nobody is turned away"),
+        ("http-request deny if { src 1.1.1.1 }", 5, "only hosts, paths and endings can be denied"),
+        ("http-request deny unless { path /a }", 5, "only hosts, paths and endings can be denied"),
         ("use_backend b if { path_beg /a } { path_beg /b }", 5, "no request is for all of that"),
         ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host, path and ending only"),
         ("redirect location /a if { req.ssl_sni a.b }", 5, "redirects go by host, path and ending"),
@@ -1042,6 +1081,30 @@ def test_what_a_frontend_says_isn_t_dropped(text: str, line: int, said: str) -> 
     assert found.settings["targets"] == ["http://b:1"]
     assert {one.place.line for one in found.notes} == {line}
     assert [one for one in found.notes if said in one.text], found.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "denied", "noted"),
+    [
+        ("http-request deny if { path_beg /x/ }", [("", "/x/", 403)], []),
+        ("acl a path /x; http-request deny deny_status 404 if a", [("", "/x", 404)], [5, 6]),
+        (
+            "http-request deny if { path_beg /api/x/ }",
+            [("", "/api/x/", 403), ("h", "/api/x/", 403)],
+            [],
+        ),
+        ("http-request deny if { hdr(host) g }", [("g", "/", 403)], []),
+        ("http-request deny if { path_beg / }", [("", "/", 403), ("h", "/api", 403)], [6]),
+    ],
+)
+def test_what_a_frontend_denies_no_narrower_route_opens(
+    text: str, denied: list[tuple[str, str, int]], noted: list[int]
+) -> None:
+    found = of_haproxy(front(f"{text}; use_backend b if {{ hdr(host) h }} {{ path_beg /api }}"))
+    routes = found.settings["routes"]
+    told = [(one.get("host", ""), one["path"], one["deny"]) for one in routes if "deny" in one]
+    assert set(told) == set(denied)
+    assert [one.place.line for one in found.notes if one.place.line < 7] == noted
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from pyproxy.errors import PyproxyError, SettingsError
 from pyproxy.readers import Json, is_loopback
 from pyproxy.sections import PoolSettings
 
+# Of a path that is denied.
+WHOLE_SEGMENTS = "what only begins with this path stays open: a route is for whole segments of it"
+
 
 class Place(NamedTuple):
     """A line of a file."""

@@ -168,7 +168,7 @@ def _is_heeded(line: Line, section: Section) -> bool:
             always = {speaks_tls(one) for one in binds} == {value == "https"}
             return always or bool({"{ssl_fc}", "!{ssl_fc}"} & {"".join(condition[1:])})
         return value in OUR_FIELDS.get(name, ())
-    if what == ("http-request", "redirect"):
+    if what in (("http-request", "redirect"), ("http-request", "deny")):
         return section.kind in ("frontend", "listen")
     if what == ("tcp-request", "content"):
         return "ssl_hello_type" in str(line) and line.word(2) == "accept"

@@ -90,18 +90,18 @@ class Conditions(Part):
             return None if words else [Matcher()]
         found: list[Matcher] = []
         for alternative in _split(words[1:]):
-            both = [Matcher()]
+            all_ = [Matcher()]
             for term in alternative:
                 meant = known.get(term) if isinstance(term, str) else self._criterion(line, term)
                 if meant is None:
                     return None
-                joined = [_both(one, other) for one in both for other in meant]
-                both = [one for one in joined if one]
-            found += both
+                joined = [both(one, other) for one in all_ for other in meant]
+                all_ = [one for one in joined if one]
+            found += all_
         return found
 
 
-def _both(one: Matcher, other: Matcher) -> Matcher | None:
+def both(one: Matcher, other: Matcher) -> Matcher | None:
     """What both match; None if nothing does."""
     host = _narrower(one.host, other.host, _is_host_of)
     path = _narrower(one.path, other.path, _is_path_of)

@@ -1,12 +1,14 @@
-"""`frontend` and `listen`: `bind`, `use_backend`, `redirect`, `stats` and time-outs of clients."""
+"""`frontend` and `listen`: `bind`, `use_backend`, `redirect`, `http-request deny`, `stats` and
+time-outs of clients."""
 
 import re
 
-from pyproxy.contrib.converting import Draft, address_of, said, whole
-from pyproxy.contrib.haproxy.conditions import Conditions, Matcher, covers
+from pyproxy.contrib.converting import WHOLE_SEGMENTS, Draft, address_of, said, whole
+from pyproxy.contrib.haproxy.conditions import Conditions, Matcher, both, covers
 from pyproxy.contrib.haproxy.part import Files, Part
 from pyproxy.contrib.haproxy.pools import Pools
 from pyproxy.contrib.haproxy.reading import Line, Section, seconds, speaks_tls
+from pyproxy.contrib.haproxy.words import ADVICE
 from pyproxy.readers import Json, is_loopback
 
 _ON_LOOPBACK = "http://127.0.0.1:8404"
@@ -86,13 +88,20 @@ class Fronts(Part):
         return None
 
     def _routes(self, section: Section, known: dict[str, list[Matcher] | None]) -> None:
+        chosen = [
+            (line, self._conditions.condition(line, line.words[2:], known))
+            for line in section.own("use_backend")
+        ]
+        narrower = [Matcher(), *(one for _, found in chosen for one in found or [])]
         seen: list[Matcher] = []
+        denied: list[Matcher] = []
         for line in section.lines:  # which HAProxy heeds first, wherever they stand
             words = line.words[1:] if line.name == "http-request" else line.words
             if words[:1] == ["redirect"] and words[1:3] != ["scheme", "https"]:
                 seen += self._redirect(line, words, known)
-        for line in section.own("use_backend"):
-            wanted = self._conditions.condition(line, line.words[2:], known)
+            elif line.words[:2] == ["http-request", "deny"]:
+                denied += self._deny(line, known, narrower)
+        for line, wanted in chosen:
             if "%[" in line.word(1) or wanted is None or any(one.server_name for one in wanted):
                 text = "routes go by host, path and ending only: say these by another proxy"
                 self.note(line, text)
@@ -100,7 +109,7 @@ class Fronts(Part):
             if not wanted:
                 self.note(line, "no request is for all of that: left out")
             for one in wanted:
-                if any(covers(first, one) for first in seen):
+                if any(covers(first, one) for first in denied + seen):
                     self.note(line, "a line above matches all that: left out")
                     continue
                 self._order(line, one, seen)
@@ -142,6 +151,31 @@ class Fronts(Part):
             what |= {"redirect_status": code} if code != 302 else {}
         for one in wanted:
             self._draft.route(one.host, one.path or "/", what, line.place, one.endings)
+        return wanted
+
+    def _deny(
+        self, line: Line, known: dict[str, list[Matcher] | None], narrower: list[Matcher]
+    ) -> list[Matcher]:
+        """What it is for. ``narrower``: what else is matched, of which a part may be denied."""
+        at = next((at for at, word in enumerate(line.words) if word in ("if", "unless")), None)
+        options = line.words[2:at]
+        wanted = self._conditions.condition(line, line.words[at:] if at else [], known)
+        if not wanted or any(one.server_name for one in wanted):
+            self.note(line, ADVICE["http-request deny"])
+            return []
+        status = 403
+        if options[:1] in (["deny_status"], ["status"]) and len(options) > 1:
+            said_ = whole(options[1]) or 0
+            status, options = said_ if 400 <= said_ <= 599 else 403, options[2:]
+        if options:
+            self.note(line, "its status is said, nothing else of the answer")
+        for one in wanted:
+            if one.path and not one.path.endswith("/"):
+                self.note(line, WHOLE_SEGMENTS)
+            for part in [found for other in narrower if (found := both(one, other))]:
+                self._draft.route(
+                    part.host, part.path or "/", {"deny": status}, line.place, part.endings
+                )
         return wanted
 
     def _pool_at(self, one: Matcher, name: str, line: Line, section: Section) -> None:

@@ -29,7 +29,7 @@ SILENT_OPTIONS = {
     *("tcplog", "transparent"),
 }
 ADVICE = {
-    "http-request deny": "nobody is turned away: let the application do it",
+    "http-request deny": "only hosts, paths and endings can be denied: let the application do it",
     "http-request tarpit": "nobody is turned away: let the application do it",
     "http-request reject": "nobody is turned away: let the application do it",
     "http-request auth": "nobody is asked who they are: let the application do it",

@@ -97,6 +97,9 @@ class _Converter(Part):
                 hosts = [None, *(server.names if wild else [])]
             elif not hosts:
                 self._draft.note(server.place, "no host leads to this server: give it a name")
+            if server.refuses:  # at its addresses; at others the name may be served
+                served = {name for one in servers if not one.refuses for name in one.names}
+                hosts = [host for host in hosts if host not in served]
             locations.serve(server, hosts)
         for server in redirecting:
             assert server.redirect

@@ -1,9 +1,9 @@
-"""`location`: routes with a pool, a folder of files or a redirect."""
+"""`location`: routes with a pool, a folder of files, a redirect or a denial."""
 
 import re
 from collections.abc import Sequence
 
-from pyproxy.contrib.converting import Draft, Place, said, where
+from pyproxy.contrib.converting import WHOLE_SEGMENTS, Draft, Place, said, where, whole
 from pyproxy.contrib.nginx.part import Part
 from pyproxy.contrib.nginx.pools import Pools
 from pyproxy.contrib.nginx.reading import Scope, Statement, fallback, flat, seconds
@@ -31,12 +31,18 @@ class Locations(Part):
         """``redirected``: without what is for all paths."""
         scope = server.scope
         self._others(scope, EVERYWHERE | OF_SERVERS)
-        for one in scope.own("return", "rewrite", "if"):
+        status = self._denied(scope) if server.refuses else None
+        names: list[str | None] = [host for host in hosts if host]
+        for one in scope.own("rewrite", "if", *([] if status and names else ["return"])):
             text = "only redirects can be said" if one.name == "return" else ADVICE[one.name]
             if one.name == "if" and {"$scheme", "$https"} & set(one.args):
                 text = 'to send clients to https, say "redirect": "https" of the plain address'
             self.note(one, text)
+        if status:
+            self._route(server, names, "/", {"deny": status}, server.place)
         if scope.own("return"):
+            if status and hosts and None not in hosts:
+                return
             self._draft.note(server.place, "all of it is answered by return: nothing is served")
             return
         paths = []
@@ -104,8 +110,16 @@ class Locations(Part):
     ) -> None:
         pattern = one.args[1] if len(one.args) > 1 else ""
         ends = _endings(pattern)
-        if self._closed(one, scope):
-            pass
+        plain = PLAIN_REGEX.fullmatch(pattern)
+        path = plain[1].replace("\\", "") if plain and plain[1] != "/" else None
+        if not (ends or path) and self._denied(scope):
+            self.note(
+                one,
+                "nobody gets this there, and no route says so: it is answered as the paths around "
+                "it are; see that they have nothing to hide",
+            )
+        elif ends and (status := self._denied(scope)):
+            self._route(server, hosts, scope.within, {"deny": status}, one.place, ends)
         elif ends and scope.own("return"):
             self._sent(server, scope, hosts, ends, one)
         elif _runs(one, scope):
@@ -117,9 +131,8 @@ class Locations(Part):
             self._others(scope, EVERYWHERE | OF_LOCATIONS - {"rewrite"})
             if pool := self._pools.by_http(passing[0], scope, scope.within):
                 self._route(server, hosts, scope.within, pool, one.place, ends)
-        elif (match := PLAIN_REGEX.fullmatch(pattern)) and match[1] != "/":
+        elif path:
             self.note(one, "a route is for whole segments of a path")
-            path = match[1].replace("\\", "")
             self._location(server, scope, hosts, path, one)
         else:
             self.note(
@@ -142,29 +155,35 @@ class Locations(Part):
                 what |= {"redirect_status": sent[0]} if sent[0] != 302 else {}
                 self._route(server, hosts, scope.within, what, at.place, ends)
 
-    def _closed(self, at: Statement, scope: Scope) -> bool:
-        """Whether no client gets anything there; notes that."""
+    def _denied(self, scope: Scope) -> int | None:
+        """The status, where no client gets anything there."""
+        for one in scope.own("return"):
+            if (status := whole(one.args[0])) and 400 <= status <= 599:
+                if status == 444:
+                    self.note(one, "clients get an answer, 403, before the connection may end")
+                elif len(one.args) > 1:
+                    self.note(one, "its status is said, not its text")
+                return 403 if status == 444 else status
         access = scope.access()
-        closed = [one for one in access if str(one) == "deny all"]
-        if any(one.name == "allow" for one in access):
-            closed = []
-        closed += [one for one in scope.own("return") if one.args[0][:1] in ("4", "5")]
-        if not (closed or scope.own("internal")):
-            return False
-        self.note(
-            closed[0] if closed and closed[0] in scope.statements else at,
-            "nobody gets this there, and no route says so: it is answered as the paths around it "
-            "are; see that they have nothing to hide",
-        )
-        return True
+        if any(str(one) == "deny all" for one in access) and "allow" not in {
+            one.name for one in access
+        }:
+            return 403
+        return 404 if scope.own("internal") else None
 
     def _location(
         self, server: Server, scope: Scope, hosts: list[str | None], path: str, at: Statement
     ) -> bool:
         """Whether it is served, or sent elsewhere."""
-        if self._closed(at, scope):
-            return False
         exact = at.name == "location" and at.args[0].startswith("=")
+        sure = exact or at.args[0] == "^~"
+        if status := self._denied(scope):
+            if exact:
+                self.note(at, "a route is for all below its path too")
+            elif not path.endswith("/"):
+                self.note(at, WHOLE_SEGMENTS)
+            self._route(server, hosts, path, {"deny": status}, at.place, sure=sure)
+            return True
         self._others(scope, EVERYWHERE | OF_LOCATIONS)
         self._for_all(scope)
         sent = None
@@ -201,7 +220,6 @@ class Locations(Part):
         if what and exact:
             self.note(at, "a route is for all below its path too")
         if what:
-            sure = exact or at.args[0] == "^~"
             self._route(server, hosts, path, what, at.place, sure=sure)
         return bool(what)
 
