@@ -20,7 +20,8 @@ from pyproxy.readers import Text
 from pyproxy.readers import duration as read_duration
 
 if TYPE_CHECKING:
-    from pyproxy.lab.bench import Bench, Plan, Thresholds
+    from pyproxy.lab.bench import Bench
+    from pyproxy.lab.bench_results import Plan, Thresholds
 
 SECONDS = click.FloatRange(0, min_open=True)
 COUNT = click.IntRange(1)
@@ -295,7 +296,8 @@ def bench(
     The exit status is 1 if a threshold (--max-failures, --p50, --p90, --p99, --min-rate) is broken,
     130 after Ctrl-C, which ends the load early and still tells.
     """
-    from pyproxy.lab.bench import Bench, Thresholds, circumstances
+    from pyproxy.lab.bench import Bench
+    from pyproxy.lab.bench_results import Thresholds, circumstances
     from pyproxy.lab.report import check_for_matplotlib
 
     plan = _plan(**said)
@@ -330,7 +332,7 @@ def _plan(
     **said: Any,
 ) -> "Plan":
     """What is asked for, checked. Raises ``click.UsageError``."""
-    from pyproxy.lab.bench import Plan
+    from pyproxy.lab.bench_results import Plan
 
     counts = compare or ((targets,) if targets else ())
     if sum(map(bool, (url, targets, compare))) != 1:
@@ -425,7 +427,7 @@ def _check_kills(counts: tuple[int, ...], said: dict[str, Any]) -> None:
 
 def _show_progress(going: "Bench") -> None:
     """On a terminal a line that changes, else a line each second."""
-    from pyproxy.lab.bench import progress
+    from pyproxy.lab.bench_results import progress
 
     live = sys.stderr.isatty()
     for run in going.go():
@@ -442,7 +444,7 @@ def _report(
     html: Path | None,
     png: Path | None,
 ) -> None:
-    from pyproxy.lab.bench import as_json, table
+    from pyproxy.lab.bench_results import as_json, table
     from pyproxy.lab.report import draw, page
 
     runs = [run for run in going.runs if run.seconds]

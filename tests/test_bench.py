@@ -23,14 +23,12 @@ from click.testing import CliRunner
 
 from pyproxy import Proxy
 from pyproxy.cli import main
-from pyproxy.lab.bench import (
+from pyproxy.lab.bench import Bench, BenchError, Watch
+from pyproxy.lab.bench_results import (
     BASE,
-    Bench,
-    BenchError,
     Plan,
     Run,
     Thresholds,
-    Watch,
     quantile,
     shown_time,
     table,

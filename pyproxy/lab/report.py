@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pyproxy.lab.bench import (
+from pyproxy.lab.bench import BenchError
+from pyproxy.lab.bench_results import (
     FIGURES,
     QUANTILES,
-    BenchError,
     Mark,
     Run,
     quantile,
