@@ -121,6 +121,45 @@ def test_a_worker_that_ends_is_replaced_and_no_total_is_lost(folder: Path, numbe
 
 
 def test_what_waits_in_the_backlog_survives_a_killed_worker(folder: Path) -> None:
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no signal without a name here")
+def test_a_worker_that_a_signal_without_a_name_ends_is_replaced(folder: Path) -> None:
+    with Served(folder, targets=[8001], workers=2).running() as served:
+        victim = workers(served)[0]
+        os.kill(victim, signal.SIGRTMIN + 1)
+        eventually(lambda: replaced(served, victim))
+        served.wait_for(f"was ended by signal {signal.SIGRTMIN + 1}")
+
+
+def test_a_start_that_one_worker_holds_up_ends_when_a_signal_has_come(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another one serves it is tried again and again."""
+    (folder / "second.py").write_text(
+        "import os, sys\n"
+        "def choose(request, targets):\n"
+        "    return targets[0]\n"
+        "if 'worker' in ' '.join(sys.orig_argv):\n"
+        "    try:\n"
+        "        open(__file__ + '.first', 'x').close()\n"
+        "    except FileExistsError:\n"
+        "        os._exit(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(workers_module, "_YOUNG", 0)
+    with letters("a") as [a]:
+        said = {"listen": 0, "targets": [a.url], "workers": 2, "policy": "second:choose"}
+        supervisor = workers_module.Supervisor(parse(said))
+        supervisor.control.fleets.hurried = lambda: max(supervisor.restarts.values()) > 1
+        starting = threading.Thread(target=supervisor.start, daemon=True)
+        starting.start()
+        try:
+            starting.join(DEADLINE)
+            assert not starting.is_alive()
+            assert get(supervisor.urls[0]).body == b"a"
+        finally:
+            supervisor.stop()
+
+
     gate = Gate(b"x")
     limits = {"connections": 1}
     with RawTarget(gate) as target:
@@ -212,6 +251,7 @@ def test_a_worker_that_can_not_come_back_ends_no_other(
             steady = supervisor.workers[0].started
             eventually(lambda: time.time() - steady > 1)
             supervisor.workers[1].kill()
+            supervisor.workers[0].started += 3600  # and then somebody has put back the clock
             eventually(lambda: supervisor.restarts[1] > workers_module._LOOP + 2)
             assert get(supervisor.urls[0]).body == b"a"
             (folder / "crashing.py.now").unlink()

@@ -57,6 +57,7 @@ class Worker:
         self.number = number
         self.memory = memory
         self.started = time.time()
+        self.born = time.monotonic()
         self._channel, other = Channel.pair()
         with other:
             self.process = subprocess.Popen(
@@ -113,7 +114,8 @@ class Worker:
         """How it has ended."""
         code = self.process.returncode
         if code is not None and code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
+            names = {int(one): one.name for one in signal.Signals}
+            return f"was ended by {names.get(-code, f'signal {-code}')}"
         return f"ended with status {code}"
 
 
@@ -167,8 +169,9 @@ class Supervisor:
         ]
 
     def start(self) -> None:
-        """Returns when all workers serve. Raises ``ListenError``, or ``PyproxyError`` when they
-        don't come up."""
+        """Returns when all workers serve, or ``fleets.hurried()``: one that doesn't come up is
+        tried again and again where others serve. Raises ``ListenError``, or ``PyproxyError`` when none
+        comes up."""
         self.sockets.open(self.settings.all_places)
         self.control.fleets.apply(self.settings)
         self.control.fleets.wait()
@@ -180,7 +183,9 @@ class Supervisor:
         with self.changed:
             self.began = True
             wanted = self._scale()
-            self.changed.wait_for(lambda: len(self.workers) == wanted or bool(self._problem))
+            hurried = self.control.fleets.hurried
+            while len(self.workers) < wanted and not (self._problem or hurried()):
+                self.changed.wait(0.2)  # a hurry wakes nobody
         if self._problem:
             self.stop(0, handed_over=self._heir)
             raise PyproxyError(self._problem)
@@ -200,8 +205,8 @@ class Supervisor:
                 thread = threading.Thread(
                     target=self._keep, args=(number,), name=f"pyproxy-worker-{number}", daemon=True
                 )
+                thread.start()  # which may fail: then the next reload tries it again
                 self._threads[number] = thread
-                thread.start()
         return wanted
 
     def _wanted(self, number: int) -> bool:
@@ -239,9 +244,9 @@ class Supervisor:
     def _others_serve(self, number: int) -> bool:
         """Whether some worker has lived long enough to be trusted: then the program goes on."""
         with self.changed:
-            now = time.time()
+            now = time.monotonic()
             others = [one for one in self.workers.values() if one.number != number]
-            return any(now - one.started > _YOUNG for one in others)
+            return any(now - one.born > _YOUNG for one in others)
 
     def _run(self, number: int) -> tuple[bool, str]:
         """One process, from its start to its end; whether it died, and how."""
