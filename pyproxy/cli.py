@@ -156,7 +156,8 @@ def _tell(chosen: settings.Settings, text: str) -> None:
     if chosen.log.format == "json":
         logging.getLogger("pyproxy").info(text.strip())
     else:
-        click.echo(text, err=True)
+        with contextlib.suppress(OSError):  # who has looked may have gone
+            click.echo(text, err=True)
 
 
 def _served(said: PoolSettings) -> str:

@@ -184,9 +184,9 @@ class Program:
         while True:
             match SIGNALS.get(number := self._signals.get()):
                 case "SIGHUP":
-                    in_background(self._reload)
+                    self._aside(self._reload)
                 case "SIGUSR1":
-                    in_background(self.runner.reopen_logs)
+                    self._aside(self.runner.reopen_logs)
                 case "SIGUSR2":
                     if handed_over := self._hand_over():
                         break
@@ -198,6 +198,13 @@ class Program:
             self._tell("stopping: requests under way are finished (once more ends at once)")
         self._stop(handed_over)
         return 1 if number == _FAILED else 0
+
+    def _aside(self, what: Callable[[], object]) -> None:
+        """So that signals are heard meanwhile; they wait if this machine is out of threads."""
+        try:
+            in_background(what)
+        except RuntimeError:
+            what()
 
     def _hand_over(self) -> bool:
         """Whether a new program serves."""
@@ -231,7 +238,10 @@ class Program:
             systemd.notify("STOPPING=1")
         if self._watcher:
             self._watcher.stop()
-        in_background(self._end_at_once)
+        try:
+            in_background(self._end_at_once)
+        except RuntimeError as error:  # this machine is out of threads
+            log.error("a second signal ends nothing: %s", error)
         self.runner.stop(handed_over=handed_over)
 
     def _end_at_once(self) -> None:

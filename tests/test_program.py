@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from pyproxy.control.ledger import Ledger, Memory
 from pyproxy.errors import ControlError, PyproxyError
 from pyproxy.settings import parse
 from pyproxy.sockets import Sockets
-from tests.programs import Program, command, program
+from tests.programs import Program, command, environment, program
 from tests.support import DEADLINE, Gate, Load, RawTarget, client, eventually, get, letters
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -120,7 +121,6 @@ def test_a_worker_that_ends_is_replaced_and_no_total_is_lost(folder: Path, numbe
         assert served.stop() == 0
 
 
-def test_what_waits_in_the_backlog_survives_a_killed_worker(folder: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no signal without a name here")
 def test_a_worker_that_a_signal_without_a_name_ends_is_replaced(folder: Path) -> None:
     with Served(folder, targets=[8001], workers=2).running() as served:
@@ -160,6 +160,7 @@ def test_a_start_that_one_worker_holds_up_ends_when_a_signal_has_come(
             supervisor.stop()
 
 
+def test_what_waits_in_the_backlog_survives_a_killed_worker(folder: Path) -> None:
     gate = Gate(b"x")
     limits = {"connections": 1}
     with RawTarget(gate) as target:
@@ -250,8 +251,8 @@ def test_a_worker_that_can_not_come_back_ends_no_other(
             (folder / "crashing.py.now").touch()
             steady = supervisor.workers[0].started
             eventually(lambda: time.time() - steady > 1)
-            supervisor.workers[1].kill()
             supervisor.workers[0].started += 3600  # and then somebody has put back the clock
+            supervisor.workers[1].kill()
             eventually(lambda: supervisor.restarts[1] > workers_module._LOOP + 2)
             assert get(supervisor.urls[0]).body == b"a"
             (folder / "crashing.py.now").unlink()
@@ -500,6 +501,127 @@ def test_a_new_program_that_can_not_be_started_changes_nothing(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PyproxyError, match="can't be started, this one goes on"):
         hand_over(Sockets(), Ledger(shared=True), [], b"", {}, {})
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_program_that_finds_no_file_for_its_successor_goes_on(folder: Path, count: int) -> None:
+    resource = pytest.importorskip("resource")
+    with Served(folder, targets=[8001], workers=count).running() as served:
+        served.wait_for("admin: ")
+        pid = served.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        served.send(signal.SIGUSR2)
+        served.wait_for("the new program can't be started, this one goes on: .*Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        served.send(signal.SIGUSR2)
+        new = int(served.wait_for(r"process (\d+) takes the place of this one")[1])
+        assert served.process.wait(DEADLINE) == 0
+        os.kill(new, signal.SIGTERM)
+        eventually(lambda: not served._open)
+
+
+@contextlib.contextmanager
+def with_free_files(count: int) -> Iterator[None]:
+    """So many more can be opened in this process."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    fill = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.open(os.devnull, os.O_RDONLY))
+        for file in free:
+            os.close(file)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for file in fill:
+            os.close(file)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_memory_that_can_not_be_mapped_costs_no_file() -> None:
+    before = os.listdir("/proc/self/fd")
+    with with_free_files(1), pytest.raises(OSError, match="Too many open files"):
+        Memory.shared()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_a_successor_that_can_not_be_told_all_is_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file is left for the memory that is to be handed over."""
+    ledger = Ledger(shared=True)
+    files = ledger.files
+
+    def none_left() -> list[int]:
+        with with_free_files(1):
+            return files()
+
+    monkeypatch.setattr(ledger, "files", none_left)
+    waits = "import os, socket; sock = socket.socket(fileno=int(os.environ['PYPROXY_HANDOVER']));"
+    end = f"sock.recv(1); open({str(folder / 'ended')!r}, 'x')"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", waits + end])
+    with pytest.raises(PyproxyError, match=r"this one goes on: .*Too many open files"):
+        hand_over(Sockets(), ledger, [], b"", {}, {})
+    assert (folder / "ended").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")
+def test_signals_are_heeded_without_a_thread_to_be_had(folder: Path) -> None:
+    """Without memory for its stack there is none."""
+    resource = pytest.importorskip("resource")
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        said = Served(
+            folder, targets=[target.url], log={"level": "info"}, access_log=str(folder / "log")
+        )
+        with said.running("--no-watch") as served, client(served.url) as wire:
+            served.wait_for("admin: ")
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            pid = served.process.pid
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + 2_000_000
+            resource.prlimit(pid, resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+            served.send(signal.SIGHUP)
+            served.wait_for("nothing has changed")
+            (folder / "log").unlink()
+            served.send(signal.SIGUSR1)
+            eventually((folder / "log").exists)
+            served.send(signal.SIGTERM)
+            served.wait_for("stopping")
+            gate.open.set()
+            assert wire.read_message().status == 200
+            assert served.wait() == 0
+
+
+def test_requests_are_finished_though_nobody_reads_what_the_program_says(folder: Path) -> None:
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        Served(folder, targets=[target.url])
+        words = [sys.executable, "-m", "pyproxy"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            words, cwd=folder, env=environment(), stderr=pipe, text=True
+        ) as process:
+            assert process.stderr
+            found = re.search(r"listens on (http://[^\s,]+)", process.stderr.readline())
+            process.stderr.close()
+            assert found
+            with client(found[1]) as wire:
+                wire.send(GET)
+                gate.arrived.get(timeout=DEADLINE)
+                process.send_signal(signal.SIGTERM)
+                gate.open.set()
+                assert wire.read_message().status == 200
+            assert process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -99,8 +99,9 @@ def hand_over(
 ) -> int:
     """Starts this program again, with the same arguments, and returns when it serves: its process.
     Raises ``PyproxyError`` if it doesn't come to that; then it has ended."""
-    channel, other = Channel.pair()
+    channel: Channel | None = None
     try:
+        channel, other = Channel.pair()
         with other:
             process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
@@ -108,7 +109,8 @@ def hand_over(
                 env={**os.environ, _VARIABLE: str(other.fileno())},
             )
     except OSError as error:
-        channel.close()
+        if channel:
+            channel.close()
         raise PyproxyError(f"the new program can't be started, this one goes on: {error}") from None
     opened, unnamed = sockets.all(), sockets.unnamed()
     said: dict[str, Any] = {
@@ -124,13 +126,17 @@ def hand_over(
     try:
         channel.send(said, [*listening, *ledger.files()])
         channel.receive(_PATIENCE)
-    except (EOFError, TimeoutError) as error:
+    except (EOFError, OSError) as error:  # TimeoutError is one
+        channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_LAST)
         process.kill()
         code = process.wait()
-        why = "it was too slow" if isinstance(error, TimeoutError) else f"it ended with {code}"
-        channel.close()
+        why = str(error)  # this machine is out of something
+        if isinstance(error, TimeoutError):
+            why = "it was too slow"
+        elif isinstance(error, EOFError):
+            why = f"it ended with {code}"
         raise PyproxyError(f"the new program doesn't serve, this one goes on: {why}") from None
     channel.stay_open()
     return process.pid

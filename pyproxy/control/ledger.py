@@ -28,8 +28,12 @@ class Memory:
         else:  # macOS
             with tempfile.TemporaryFile() as named:
                 file = os.dup(named.fileno())
-        os.ftruncate(file, SIZE)
-        return cls(file)
+        try:
+            os.ftruncate(file, SIZE)
+            return cls(file)
+        except OSError:
+            os.close(file)
+            raise
 
     def close(self) -> None:
         """The map goes when nobody uses it any more."""
