@@ -170,8 +170,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Returns when all workers serve, or ``fleets.hurried()``: one that doesn't come up is
-        tried again and again where others serve. Raises ``ListenError``, or ``PyproxyError`` when none
-        comes up."""
+        tried again and again where others serve. Raises ``ListenError``, or ``PyproxyError`` when
+        none comes up."""
         self.sockets.open(self.settings.all_places)
         self.control.fleets.apply(self.settings)
         self.control.fleets.wait()
