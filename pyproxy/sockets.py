@@ -30,7 +30,10 @@ def named(places: Iterable[Place]) -> Iterator[str]:
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises ``ListenError``."""
     family, address = net.resolve_to_listen(host, port)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise net.listen_error(host, port, error) from None
     try:
         if sys.platform != "win32":  # there it would share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

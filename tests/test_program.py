@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import requests
 
+from pyproxy import Proxy
 from pyproxy.balancing.counters import Counters
 from pyproxy.control import workers as workers_module
 from pyproxy.control.handover import hand_over
 from pyproxy.control.ledger import Ledger, Memory
-from pyproxy.errors import ControlError, PyproxyError
+from pyproxy.control.source import Source
+from pyproxy.errors import ControlError, ListenError, PyproxyError
 from pyproxy.settings import parse
 from pyproxy.sockets import Sockets
 from tests.programs import Program, command, environment, program
@@ -320,6 +322,58 @@ def test_workers_outlive_an_access_log_that_can_not_be_opened(folder: Path) -> N
             assert get(served.url).body == b"a"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_a_worker_without_a_file_to_spare_may_get_more_from_other_settings(folder: Path) -> None:
+    resource = pytest.importorskip("resource")
+    gate = Gate(b"x")
+    with RawTarget(gate) as target:
+        said = Served(folder, targets=[target.url], workers=2, log={"level": "info"})
+        with said.running("--no-watch") as served, client(served.url) as wire:
+            before = workers(served)
+            wire.send(GET)
+            gate.arrived.get(timeout=DEADLINE)
+            for pid in before:
+                files = {*map(int, os.listdir(f"/proc/{pid}/fd"))}
+                most = min({*range(len(files) + 1)} - files)
+                _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+            said.write(limits={"connections": 100})
+            served.send(signal.SIGHUP)
+            served.wait_for("settings: limits.connections")
+            gate.open.set()
+            assert wire.read_message().body == b"x"
+            assert workers(served) == before
+
+
+def test_a_reload_that_broke_off_is_taken_back_with_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This machine is out of threads for a moment."""
+    start = threading.Thread.start
+    failed = threading.Event()
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name.startswith("pyproxy-listen") and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with letters("a") as [a]:
+        before = parse({"listen": 0, "targets": [a.url]})
+        more = parse({"listen": [0, "http://127.0.0.1:0"], "targets": [a.url]})
+        said = [more, before]
+        with Proxy(before) as proxy:
+            source = Source(lambda: said.pop(0), proxy.reload, before, "a file")
+            with monkeypatch.context() as short:
+                short.setattr(threading.Thread, "start", begin)
+                with pytest.raises(RuntimeError):
+                    source.reload()
+            assert get(proxy.url).body == b"a"
+            source.reload()
+            assert len(proxy.sockets.all()) == len(proxy.urls) == 1
+            assert get(proxy.url).body == b"a"
+
+
 def test_a_worker_that_is_not_wanted_any_more_finishes_what_it_has(folder: Path) -> None:
     gate = Gate(b"x")
     with RawTarget(gate) as target:
@@ -550,6 +604,12 @@ def test_memory_that_can_not_be_mapped_costs_no_file() -> None:
     with with_free_files(1), pytest.raises(OSError, match="Too many open files"):
         Memory.shared()
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_an_address_without_a_file_for_it_is_told_as_any_that_can_not_be_had() -> None:
+    with with_free_files(0), pytest.raises(ListenError, match=r"can't listen on .*too many open"):
+        Sockets().open([("http", "127.0.0.1", 0)])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")

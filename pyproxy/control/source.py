@@ -29,6 +29,7 @@ class Source:
         self._file = file
         self._loaded = time.time()
         self._error: dict[str, Any] | None = None
+        self._doubtful = False  # whether the current ones, or some of others, are in effect
         # One reload at a time, and none while the sockets are handed over.
         self.lock = threading.Lock()
 
@@ -39,7 +40,7 @@ class Source:
             try:
                 settings = self._load()
                 changes = differences(self._current, settings)
-                if changes:
+                if changes or self._doubtful:
                     self._apply(settings)
             except (SettingsError, ListenError) as error:
                 problems = getattr(error, "problems", [str(error)])
@@ -47,7 +48,10 @@ class Source:
                 for problem in problems:
                     log.error("the settings stay as they were: %s", problem)
                 raise ControlError(422, "\n".join(problems)) from None
-            self._current = settings
+            except Exception:  # halfway through
+                self._doubtful = True
+                raise
+            self._current, self._doubtful = settings, False
             self._loaded, self._error = time.time(), None
         for change in changes:
             log.info("settings: %s", change)

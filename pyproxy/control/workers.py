@@ -56,6 +56,7 @@ class Worker:
         """Starts it; it waits for ``begin``. Raises ``OSError``."""
         self.number = number
         self.memory = memory
+        self._sockets: set[str] = set()  # that it has
         self.started = time.time()
         self.born = time.monotonic()
         self._channel, other = Channel.pair()
@@ -75,6 +76,13 @@ class Worker:
         """It serves when this returns. Raises ``ControlError``, ``EOFError``, ``TimeoutError``."""
         message = {**start, "number": self.number, "sockets": list(sockets)}
         self.call("begin", message, files=[self.memory.file, *sockets.values()])
+        self._sockets = {*sockets}
+
+    def reload(self, settings: bytes, sockets: dict[str, int], lent: set[str]) -> None:
+        """As ``begin``. What it has isn't sent again: clients may have taken all its files."""
+        new = {name: file for name, file in sockets.items() if name not in self._sockets}
+        self.call("reload", settings, list(new), lent, files=new.values())
+        self._sockets = {*sockets}
 
     def call(self, verb: str, *arguments: Any, files: Iterable[int] = ()) -> Any:
         """What the verb returns there. Raises what it raises there, ``EOFError`` when the process
@@ -341,11 +349,10 @@ class Supervisor:
             opened = self.sockets.open(settings.all_places)
             before, self.settings = self.settings, settings
             data = pickle.dumps(settings)
-            names = list(named(settings.places))
-            files = [opened[name].fileno() for name in names]
+            sockets = {name: opened[name].fileno() for name in named(settings.places)}
             for worker in list(self.workers.values()):
                 try:
-                    worker.call("reload", data, names, self.sockets.lent, files=files)
+                    worker.reload(data, sockets, self.sockets.lent)
                 except EOFError:
                     continue
                 except (PyproxyError, TimeoutError) as error:
