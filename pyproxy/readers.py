@@ -234,7 +234,9 @@ def network(value: Json) -> Network:
 
 
 # A name of labels up to 63 characters, an IPv4 address, or (urlsplit checks it) an IPv6 one.
-_HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f:.]*:[^/]*")
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f:.]*:[^/\ud800-\udfff]*"
+)
 
 
 def address(

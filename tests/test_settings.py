@@ -303,6 +303,7 @@ EXAMPLE = 'expected a URL like "http://localhost:8001", or a port'
         ("http:///index", f'{EXAMPLE}, not "http:///index"'),
         ("http://:8001", f'{EXAMPLE}: "http://:8001" has no valid host'),
         ("http://a b:1", f'{EXAMPLE}: "http://a b:1" has no valid host'),
+        ("http://[::1%\ud800]:1", f'{EXAMPLE}: "http://[::1%\ud800]:1" has no valid host'),
         ("http://bücher:1", f'{EXAMPLE}: "http://bücher:1" has no valid host'),
         ("http://a:1/api", f'{EXAMPLE}: nothing may follow the port in "http://a:1/api"'),
         ("http://a:1?x=1", f'{EXAMPLE}: nothing may follow the port in "http://a:1?x=1"'),
