@@ -409,6 +409,13 @@ class Proxy:
         thread.start()
         self._threads.append(thread)
 
+    def _aside(self, shut: Callable[[], None]) -> None:
+        """All at once; one after the other if this machine is out of threads."""
+        try:
+            self._thread(shut, "pyproxy-shutdown")
+        except RuntimeError:
+            shut()
+
     def reopen_logs(self) -> None:
         """Opens the access log's file anew, for logrotate. From any thread, or a signal handler."""
         if self._access_log:
@@ -429,14 +436,10 @@ class Proxy:
                 self._admin.stop(handed_over)
             for name, server in self._servers.items():
                 left = handed_over or name in self.sockets.lent
-                self._thread(
-                    functools.partial(server.shutdown, drain, handed_over=left),
-                    "pyproxy-shutdown",
-                )
+                self._aside(functools.partial(server.shutdown, drain, handed_over=left))
             if drain is not None:  # those that a reload has retired have taken their own time
                 for server in self._retiring.copy():
-                    shut = functools.partial(server.shutdown, drain, handed_over=True)
-                    self._thread(shut, "pyproxy-shutdown")
+                    self._aside(functools.partial(server.shutdown, drain, handed_over=True))
             for thread in self._threads:
                 thread.join()
             self._close(handed_over)

@@ -662,6 +662,23 @@ def test_signals_are_heeded_without_a_thread_to_be_had(folder: Path) -> None:
             assert served.wait() == 0
 
 
+def test_a_proxy_stops_without_a_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name == "pyproxy-shutdown":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with letters("a") as [a]:
+        proxy = Proxy(targets=[a.url])
+        proxy.start()
+        with monkeypatch.context() as short:
+            short.setattr(threading.Thread, "start", begin)
+            proxy.stop()
+        assert not [one for one in threading.enumerate() if one.name.startswith("pyproxy-")]
+
+
 def test_requests_are_finished_though_nobody_reads_what_the_program_says(folder: Path) -> None:
     gate = Gate(b"x")
     with RawTarget(gate) as target:
