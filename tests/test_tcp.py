@@ -82,6 +82,12 @@ def test_bytes_go_both_ways() -> None:
         assert proxy.connections == 1
 
 
+def test_a_connection_may_be_idle_for_months() -> None:
+    with proxied(echo, timeouts={"idle": "60d"}) as (proxy, _), knock(proxy) as wire:
+        wire.send(b"hello")
+        assert wire.read_exactly(5) == b"hello"
+
+
 def test_a_target_may_speak_first() -> None:
     with proxied(naming(b"a")) as (proxy, _):
         assert who(proxy) == b"a"

@@ -36,6 +36,7 @@ _MOVE_AT_ONCE = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK; os has their names from 
 _SMALL = 16384  # bytes asked for at once, until so many come
 _HELD = 0.1  # seconds of silence after which what is lent is given back
 _GRACE = 1.0  # seconds of silence after which a connection counts as idle
+_LONGEST = 2**31 - 1  # milliseconds, 24 days: poll waits no longer
 
 
 class Ending(StrEnum):
@@ -287,7 +288,7 @@ class Relay:
         self._up = _Way(client, target, to_target, buffers, pipes)
         self._down = _Way(target, client, to_client, buffers, pipes)
         self._tls = isinstance(client, TLSSocket) or isinstance(target, TLSSocket)
-        self._patience = idle * 1000
+        self._patience = min(idle * 1000, _LONGEST)
         self._client, self._target = client, target
         self._broken_off = False
         self._moved_at = time.monotonic()
