@@ -122,6 +122,55 @@ def test_a_target_that_hangs_in_its_check_is_evicted_after_the_timeout() -> None
         assert "timed out" in proxy.history()[0].reason
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\nX: ", *[b"x"] * 10_000],
+        [b"HTTP/1.1 100 Continue\r\n\r\n"] * 10_000,
+        [b"HTTP/1.1 103 Early Hints\r\n\r\n"] * 10_000,
+    ],
+    ids=["a head that drips", "100 without an end", "103 without an end"],
+)
+def test_an_answer_that_comes_too_slowly_is_a_bad_check(pieces: list[bytes]) -> None:
+    def drip(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        for piece in pieces:
+            wire.send(piece)
+            time.sleep(0.02)
+
+    with RawTarget(drip) as target, watched(target.url, timeout=0.2, fall=1) as proxy:
+        eventually(proxy.history)
+        assert proxy.history()[0].reason == "check: timed out"
+
+
+def test_the_final_answer_counts_not_the_interim_ones_before_it() -> None:
+    final = "500 Oops"
+
+    def hint(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer(status=final))
+
+    with RawTarget(hint) as target, watched(target.url, status=[200]) as proxy:
+        eventually(proxy.history)
+        assert proxy.history()[0].reason == "check: answered 500"
+        final = "200 OK"
+        eventually(lambda: not evicted(proxy))
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/9 200 ", b"HTTP/1.1 2x0 "])
+def test_what_is_no_answer_is_not_repeated_in_the_log(
+    start: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    def babble(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(start + b"\x1b[2J\r" * 10_000 + b"\r\n\r\n")
+
+    with RawTarget(babble) as target, watched(target.url) as proxy:
+        eventually(proxy.history)
+        assert proxy.history()[0].reason == "check: not an HTTP response"
+    assert "\x1b" not in caplog.text
+
+
 def test_a_bare_connection_can_be_the_check() -> None:
     asked = threading.Event()
 

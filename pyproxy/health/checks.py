@@ -2,10 +2,19 @@
 
 import contextlib
 import errno
+import io
+import socket
 import ssl
 import time
 from collections.abc import Callable
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import (
+    BadStatusLine,
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    UnknownProtocol,
+)
+from typing import Any
 from urllib.parse import quote
 
 from pyproxy import net
@@ -67,18 +76,18 @@ class HTTPCheck:
         health = self._health
         deadline = time.monotonic() + health.timeout
         context = self._context if target.url.startswith("https:") else None
-        connection = _Connection(target, health.timeout, context, self._hello)
+        connection = _Connection(target, deadline, context, self._hello)
         try:
             with contextlib.closing(connection):
                 fields = {"User-Agent": "pyproxy-health", "Accept": "*/*", "Connection": "close"}
                 connection.request("GET", self._path, headers=fields)
-                with connection.getresponse() as response:
-                    self._judge(response, deadline)
+                with connection.answer() as response:
+                    self._judge(response)
                     return f"answered {response.status}"
         except (OSError, HTTPException, ValueError) as error:  # the latter: of the name
-            raise _kind(error)(brief(error)) from None
+            raise _kind(error)(_said(error)) from None
 
-    def _judge(self, response: HTTPResponse, deadline: float) -> None:
+    def _judge(self, response: HTTPResponse) -> None:
         status, health = response.status, self._health
         if status not in health.status if health.status else status >= 500:
             raise CheckFailed(f"answered {status}")
@@ -88,31 +97,73 @@ class HTTPCheck:
             seen += piece
             if wanted in seen:
                 return
-            if len(seen) >= _START or time.monotonic() > deadline:
+            if len(seen) >= _START:
                 break
         if wanted:
             raise CheckFailed(f"answered {status} without {health.body!r}")
 
 
 class _Connection(HTTPConnection):
-    """Begins as connections of forwarded requests do."""
+    """Begins as connections of forwarded requests do, and lasts until ``deadline``
+    (``time.monotonic()``), however slowly something comes."""
 
     def __init__(
-        self, target: Target, timeout: float, context: ssl.SSLContext | None, hello: bytes
+        self, target: Target, deadline: float, context: ssl.SSLContext | None, hello: bytes
     ) -> None:
         super().__init__(target.host, target.port)
         self.default_port = 443 if context else 80
-        self._limit = timeout
+        self._deadline = deadline
         self._context = context
         self._hello = hello
 
     def connect(self) -> None:
-        self.sock = net.connect(self.host, self.port, self._limit)
-        self.sock.settimeout(self._limit)
+        self.sock = net.connect(self.host, self.port, _left(self._deadline))
+        self.sock.settimeout(_left(self._deadline))
         if self._hello:
             self.sock.sendall(self._hello)
         if self._context:
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+
+    def answer(self) -> HTTPResponse:
+        """The final one, not the interim ones before it."""
+        response = HTTPResponse(self.sock, method="GET")
+        response.fp.close()  # has no deadline
+        response.fp = io.BufferedReader(_Received(self.sock, self._deadline))
+        response.begin()
+        while 101 < response.status < 200:  # it skips only those with 100
+            response.headers = None  # type: ignore[assignment]  # not begun yet
+            response.begin()
+        return response
+
+
+class _Received(io.RawIOBase):
+    """What a socket receives until a deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+def _left(deadline: float) -> float:
+    """Seconds. Raises ``TimeoutError``."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _said(error: Exception) -> str:
+    # Which quote what came, however long it is.
+    if isinstance(error, BadStatusLine | UnknownProtocol) and not isinstance(error, OSError):
+        return "not an HTTP response"
+    return brief(error)
 
 
 def _kind(error: Exception) -> type[CheckFailed]:
