@@ -829,6 +829,19 @@ def test_least_response_time_avoids_a_slow_target_and_tries_it_again() -> None:
     assert run.share(slow) == pytest.approx(0.25, abs=0.1), "it is fast again, and that was seen"
 
 
+def test_to_ask_whom_least_response_time_would_choose_changes_nothing() -> None:
+    pool = pool_of(LeastResponseTime(), 2)
+    fast, slow = pool.targets
+    pool.answered(fast, 0.01, 200, 1.0)
+    pool.answered(slow, 1.0, 200, 1.0)
+    visit(pool, Ask(), now=2.0)
+    pool.answered(fast, 0.01, 200, 3.0)
+    times = [one.response_time for one in pool.targets]
+    for _ in range(100):
+        assert pool.peek(Ask(), 9.0) is fast
+    assert [one.response_time for one in pool.targets] == times
+
+
 def test_least_response_time_finds_out_who_became_faster_though_one_is_enough() -> None:
     run = Simulation("least_response_time", 0.01, 0.02)
     other = run.pool.targets[1]

@@ -191,6 +191,14 @@ class LeastResponseTime(Policy):
                 best, least = target, cost
         return best
 
+    def peek(self, request: Asked, without: Collection[Target], now: float) -> Target:
+        times = [one.response_time for one in self.live]
+        try:
+            return super().peek(request, without, now)
+        finally:  # it may have refreshed them, and would again each time
+            for one, time in zip(self.live, times, strict=True):
+                one.response_time = time
+
     def _refresh(self, now: float) -> None:
         """Brings those who haven't answered since the last time closer to half of the fastest's
         time: not to the whole, which the fastest would always win, nor to nothing, which would
