@@ -288,6 +288,21 @@ def test_a_post_does_not_use_a_connection_that_has_been_closed() -> None:
         assert len(target.requests) == 5
 
 
+@pytest.mark.parametrize("announced", ["Content-Length: 4", "Transfer-Encoding: chunked"])
+def test_a_body_behind_204_is_not_taken_for_the_next_answer(announced: str) -> None:
+    def late(target: RawTarget, wire: Wire) -> None:
+        wire.read_message()
+        wire.send(f"HTTP/1.1 204 No Content\r\n{announced}\r\n\r\n".encode())
+        wire.read_message()  # on the same connection
+        wire.send(b"late" + answer(b"x"))
+
+    with RawTarget(late) as target, Proxy(targets=[target.url]) as proxy, client(proxy.url) as wire:
+        for _ in range(3):
+            wire.send(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert wire.read_message(bodiless=True).status == 204
+        assert not proxy.pool.evicted()
+
+
 @pytest.mark.parametrize("body", [b"", b"Content-Length: 0\r\n"], ids=["GET", "POST"])
 @pytest.mark.parametrize("size", [1, 300_000])
 def test_an_answer_that_nobody_asked_for_reaches_nobody(body: bytes, size: int) -> None:

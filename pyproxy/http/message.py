@@ -338,8 +338,10 @@ class ReplyHead:
         except HTTPError as error:
             raise BadReply(str(error)) from None
         self.length, self.chunked = facts.length, facts.chunked
-        self.keep_alive = facts.keep_alive(int(minor))
         self.bodiless = self.status < 200 or self.status in (204, 304)
+        # One that announces a body after 204 may send it: it would begin the next response.
+        announced = self.status == 204 and bool(facts.length or facts.chunked)
+        self.keep_alive = facts.keep_alive(int(minor)) and not announced
         dropped = facts.dropped()
         if self.status < 200 or self.status == 204:
             dropped |= {b"content-length"}  # RFC 9110, 8.6
