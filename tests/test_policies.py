@@ -555,12 +555,32 @@ def test_nobody_overtakes_the_queue() -> None:
     pool = full_pool()
     a, b = pool.targets
     place = pool.queue_up(Ask(), (b,))  # waits for a
-    pool.release(b)
+    later = pool.queue_up(Ask())
     with pytest.raises(AllBusy):
         pool.pick(Ask())
     pool.release(a)
-    assert place.target is a
-    assert pool.pick(Ask()) is b
+    assert (place.target, later.target) == (a, None)
+    pool.release(b)
+    assert later.target is b
+
+
+def test_who_waits_for_another_target_keeps_nobody_from_the_one_it_has_tried() -> None:
+    pool = full_pool(queue_size=3)
+    a, b = pool.targets
+    waiting = [pool.queue_up(Ask(), (b,)) for _ in range(3)]
+    with pytest.raises(Overloaded):
+        pool.queue_up(Ask())
+    pool.release(b)
+    for _ in range(5):
+        with pytest.raises(AllBusy):
+            pool.pick(Ask())  # in turn: the queue knows who is whose
+        assert pool.queue_up(Ask()).target is b
+        pool.release(b)
+    assert not any(place.called.is_set() for place in waiting)
+    for place in waiting:
+        pool.release(a)
+        assert place.target is a
+    assert (pool.waiting(), b.in_flight) == (0, 0)
 
 
 def test_who_leaves_the_queue_is_passed_over_and_what_it_got_goes_on() -> None:
@@ -573,16 +593,6 @@ def test_who_leaves_the_queue_is_passed_over_and_what_it_got_goes_on() -> None:
     assert three.target is pool.targets[0]
     assert (two.called.is_set(), pool.waiting()) == (False, 0)
     assert [target.in_flight for target in pool.targets] == [1, 1]
-
-
-def test_who_leaves_the_head_of_the_queue_lets_those_behind_go_on() -> None:
-    pool = full_pool()
-    _, b = pool.targets
-    picky, easy = pool.queue_up(Ask(), (b,)), pool.queue_up(Ask())
-    pool.release(b)
-    assert not easy.called.is_set()
-    pool.leave(picky)
-    assert easy.target is b
 
 
 def test_a_full_queue_is_an_error() -> None:

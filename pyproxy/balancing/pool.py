@@ -221,10 +221,11 @@ class TargetPool:
         """A place in the queue, after ``AllBusy``. Raises ``Overloaded`` if that is full."""
         place = Place(request, tried, wish)
         with self._lock:
-            if len(self._queue) >= self._queue_size:
-                raise Overloaded("every target is full, and so is the queue")
             self._queue.append(place)
             self._call_next()
+            if len(self._queue) > self._queue_size and not place.called.is_set():
+                self._queue.remove(place)
+                raise Overloaded("every target is full, and so is the queue")
         return place
 
     def leave(self, place: Place) -> None:
@@ -234,20 +235,29 @@ class TargetPool:
                 self._queue.remove(place)
             elif place.target:
                 place.target.in_flight -= 1
-            self._call_next()  # those behind may want less than it did
+            self._call_next()
 
     def _call_next(self) -> None:
-        """Gives free targets to those who wait, in the order of their arrival."""
-        while self._queue:
-            place = self._queue[0]
+        """Gives free targets to those who wait, each to the first who may have it: one that waits
+        for others than those it has ``tried`` keeps nobody from these."""
+        queue, at, in_vain = self._queue, 0, set[Targets]()
+        while at < len(queue):
+            place = queue[at]
+            if place.tried in in_vain and not place.wish:
+                at += 1
+                continue
             try:
                 place.target = self._choose(place.request, place.tried, place.wish)
                 place.target.in_flight += 1
             except AllBusy:
-                return
+                if not place.tried:
+                    return  # all are full
+                in_vain.add(place.tried)
+                at += 1
+                continue
             except EmptyRing:
                 pass
-            self._queue.popleft()
+            del queue[at]
             place.called.set()
 
     def waiting(self) -> int:
