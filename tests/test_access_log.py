@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import select
@@ -608,6 +609,33 @@ def test_a_destination_that_takes_nothing_holds_up_no_end(
         stopping.join(DEADLINE)
         assert not stopping.is_alive()
         assert caplog.text.count("its last lines are lost") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_destination_that_takes_nothing_does_not_fill_the_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("pyproxy.http.access_log._MOST", 10_000)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path))
+    entry = access_format.Entry("10.0.0.1", b"GET /" + b"x" * 1000 + b" HTTP/1.1", 200, 1)
+    for _ in range(1000):
+        log.write(entry)
+    eventually(lambda: "takes nothing, its lines are lost" in caplog.text or log.write(entry))
+    for _ in range(1000):
+        log.write(entry)
+    assert sum(map(len, log._lines)) < 12_000
+    assert caplog.text.count("takes nothing, its lines are lost") == 1
+    with os.fdopen(reader, "rb") as pipe:
+        os.set_blocking(reader, True)
+        reading = threading.Thread(target=pipe.read, daemon=True)
+        reading.start()
+        eventually(lambda: "the access log goes on" in caplog.text)
+        log.close()
+        reading.join(DEADLINE)
 
 
 def test_all_lines_are_there_after_the_stop_of_a_busy_proxy(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _FLUSH_EVERY = 1.0  # seconds
 _FLUSH_AT = 1000  # lines
 _LAST = 5.0  # seconds in which the last lines are to be written
 _PIPE_BUF = 4096  # bytes
+_MOST = 1 << 25  # characters that wait for a destination that takes nothing
 
 
 class AccessLog:
@@ -39,6 +40,7 @@ class AccessLog:
         # Protects the lines and what is to be done; notified when that is something.
         self._changed = threading.Condition()
         self._lines: list[str] = []
+        self._size = 0  # characters of them
         self._second = (0, "")
         self._reopening = False
         self._stopping = False
@@ -70,9 +72,15 @@ class AccessLog:
     def write(self, entry: Entry) -> None:
         text = self._format.line(self._now(), entry)
         with self._changed:
-            self._lines.append(text)
-            if len(self._lines) >= _FLUSH_AT:
-                self._changed.notify()
+            if full := self._size > _MOST:
+                full, self._lost = not self._lost, True
+            else:
+                self._lines.append(text)
+                self._size += len(text)
+                if len(self._lines) >= _FLUSH_AT:
+                    self._changed.notify()
+        if full:
+            log.error("the access log takes nothing, its lines are lost")
 
     def _now(self) -> str:
         now = int(time.time())
@@ -95,7 +103,7 @@ class AccessLog:
                 # Many may have come while this thread wrote, and heard of none.
                 if not (self._stopping or self._reopening or len(self._lines) >= _FLUSH_AT):
                     self._changed.wait(_FLUSH_EVERY)
-                lines, self._lines = self._lines, []
+                lines, self._lines, self._size = self._lines, [], 0
                 reopening, self._reopening = self._reopening, False
             self._flush(lines, reopening)
         self._flush(self._lines)
