@@ -5,6 +5,7 @@ Time is an argument, so that these tests decide what it is.
 
 import contextlib
 import functools
+import gc
 import heapq
 import itertools
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -623,6 +625,16 @@ def test_a_target_that_comes_back_serves_those_who_wait() -> None:
     assert not place.called.is_set()
     pool.restore(a, "back")
     assert place.target is a
+
+
+def test_who_was_kept_in_service_and_is_removed_is_forgotten() -> None:
+    pool = TargetPool([make_target(8001)], max_evicted=0.0)
+    pool.add(make_target(8002), "for a while")
+    pool.evict(pool.targets[1], "gone")
+    forgotten = weakref.ref(pool.targets[1])
+    pool.remove(pool.targets[1], "no more")
+    gc.collect()
+    assert forgotten() is None
 
 
 def test_max_evicted_keeps_the_last_ones_until_another_is_back(

@@ -1,14 +1,18 @@
 """The recovery thread: evicted targets come back."""
 
 import contextlib
+import gc
 import socket
 import time
+import weakref
 
 import pytest
 
 from pyproxy import Proxy
 from pyproxy.balancing.target import State, Target
 from tests.support import (
+    DEADLINE,
+    Gate,
     Message,
     RawTarget,
     Wire,
@@ -133,3 +137,22 @@ def test_those_that_never_answer_do_not_keep_the_others_from_their_turn() -> Non
             proxy.pool.evict(target, "by the test")
         eventually(lambda: [one.url for one in proxy.pool.live] == [good.url])
         assert get(proxy.url).body == b"a"
+
+
+def test_a_target_that_goes_while_it_is_checked_is_forgotten() -> None:
+    gate = Gate()
+
+    def forgotten() -> bool:
+        gc.collect()
+        return gone() is None
+
+    with (
+        RawTarget(gate) as slow,
+        lettered("a") as a,
+        Proxy(targets=[slow.url, a.url], health={"interval": 0.05}) as proxy,
+    ):
+        gone = weakref.ref(proxy.pool.targets[0])
+        gate.arrived.get(timeout=DEADLINE)
+        proxy.pool.remove(proxy.pool.targets[0], "by the test")
+        gate.open.set()
+        eventually(forgotten)

@@ -416,6 +416,8 @@ class TargetPool:
 
     def _settle(self) -> None:
         """After a change, within the lock."""
+        if self._kept:
+            self._kept.intersection_update(self.targets)
         self._arrange()
         self._call_next()
 

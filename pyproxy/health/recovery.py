@@ -176,6 +176,8 @@ class RecoveryThread(threading.Thread):
         finally:
             with self._changed:
                 self._checking.discard(target)
+                if target not in self._pool.targets:  # it has gone meanwhile
+                    self._rows.pop(target, None)
 
     def _judge(self, target: Target, good: bool, said: str) -> None:
         log.debug("check of %s: %s", target.url, said)
