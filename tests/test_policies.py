@@ -558,8 +558,9 @@ def test_nobody_overtakes_the_queue() -> None:
     a, b = pool.targets
     place = pool.queue_up(Ask(), (b,))  # waits for a
     later = pool.queue_up(Ask())
-    with pytest.raises(AllBusy):
-        pool.pick(Ask())
+    for ask in (pool.pick, pool.peek):
+        with pytest.raises(AllBusy):
+            ask(Ask())
     pool.release(a)
     assert (place.target, later.target) == (a, None)
     pool.release(b)
@@ -576,6 +577,7 @@ def test_who_waits_for_another_target_keeps_nobody_from_the_one_it_has_tried() -
     for _ in range(5):
         with pytest.raises(AllBusy):
             pool.pick(Ask())  # in turn: the queue knows who is whose
+        assert pool.peek(Ask()) is b
         assert pool.queue_up(Ask()).target is b
         pool.release(b)
     assert not any(place.called.is_set() for place in waiting)

@@ -128,8 +128,6 @@ class TargetPool:
         with self._lock:
             request.number = self._counter
             full = [one for one in self._limited if one.full]
-            if self._queue:
-                raise AllBusy("others wait for the targets")
             try:
                 return self.policy.peek(request, full, now)
             except EmptyRing:
