@@ -523,3 +523,50 @@ def test_a_target_that_begins_when_its_keeper_is_killed_ends(tmp_path: Path) -> 
         assert keeper.wait() == -signal.SIGKILL
         begun = (tmp_path / "begun").read_text()
         eventually(lambda: not there(begun))
+
+
+# A keeper that is asked for two, by a program that is gone then; and one that is told to end in
+# the middle of a start.
+GONE = """
+import json, os, signal, socket, sys
+from pyproxy.scaling.keeper import Keeper
+program, own = socket.socketpair()
+keeper, pid, how = Keeper(own), os.getpid(), sys.argv[1]
+rest = {"environment": {}, "folder": None, "log": os.devnull}
+for name in ("one", "two"):
+    script = f"echo $$ >{name}; exec sleep 60"
+    said = {"verb": "start", "name": name, "command": ["/bin/sh", "-c", script], **rest}
+    program.sendall(json.dumps(said).encode() + b"\\n")
+if how == "killed":
+    program.close()
+else:
+    keeper._prctl = lambda *_: os.kill(pid, signal.SIGTERM)
+keeper.run()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "told"])
+def test_what_is_asked_for_when_the_end_comes_does_not_outlive_it(how: str, tmp_path: Path) -> None:
+    with running(sys.executable, "-c", GONE, how, cwd=tmp_path) as keeper:
+        assert keeper.wait() == 0, keeper.text
+    assert not [one for one in tmp_path.iterdir() if there(one.read_text().strip() or "none")]
+
+
+def test_a_target_that_may_take_months_to_end_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They were killed, all at once, with their keeper: it can't wait so long."""
+    launcher = ProcessLauncher(Scaling(launcher="process", logs=str(tmp_path)))
+    begun, asked = tmp_path / "begun", tmp_path / "asked"
+    slow = f"trap ': >{asked}' TERM; : >{begun}; while :; do sleep 0.1; done"
+    one = launcher.start("one", Version(("sh", "-c", slow, "{port}")))
+    eventually(begun.exists)
+    ends = threading.Thread(target=launcher.stop, args=(one, 1e8))
+    ends.start()
+    eventually(asked.exists)
+    other = launcher.start("two", Version(("sleep", "60", "{port}")))
+    assert launcher.ended(one) is None
+    monkeypatch.setattr(processes, "_PATIENCE", 0.1)
+    launcher.close()
+    ends.join()
+    assert not there(one.handle) and not there(other.handle)

@@ -12,6 +12,7 @@ What comes and goes are lines, a JSON object each:
 import contextlib
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -41,24 +42,36 @@ class Keeper:
         self._ringer = ringer
         signal.set_wakeup_fd(ringer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self._end_all())
+        signal.signal(signal.SIGTERM, self._give_up)
         self._pid = os.getpid()
         self._prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def run(self) -> None:
-        while self._kept or not self._over:
-            asked = select.poll()  # select() takes no descriptor from 1024 on
-            asked.register(self._bell, select.POLLIN)
-            if not self._over:
-                asked.register(self._own, select.POLLIN)
-            wait = min(self._ends.values(), default=time.monotonic() + 60) - time.monotonic()
-            ready = [file for file, _ in asked.poll(max(wait, 0) * 1000)]
-            if self._bell.fileno() in ready:
-                self._bell.recv(4096)
-            if self._own.fileno() in ready:
-                self._read()
-            self._reap()
-            self._kill_the_late()
+        while not self._over:
+            self._wait()
+        for name in self._kept:
+            self._end(name, _PATIENCE)
+        while self._kept:
+            self._wait()
+
+    def _wait(self) -> None:
+        """For whatever is next, and does it."""
+        asked = select.poll()  # select() takes no descriptor from 1024 on
+        asked.register(self._bell, select.POLLIN)
+        if not self._over:
+            asked.register(self._own, select.POLLIN)
+        wait = min(self._ends.values(), default=math.inf) - time.monotonic()
+        ready = [file for file, _ in asked.poll(min(max(wait, 0), 60) * 1000)]
+        if self._bell.fileno() in ready:
+            self._bell.recv(4096)
+        if self._own.fileno() in ready:
+            self._read()
+        self._reap()
+        self._kill_the_late()
+
+    def _give_up(self, *_: object) -> None:
+        """All are ended after this step: a signal's may be in the middle of a start."""
+        self._over = True
 
     def _read(self) -> None:
         try:
@@ -68,9 +81,11 @@ class Keeper:
         except OSError:
             data = b""
         if not data:
-            self._end_all()
+            self._give_up()
         *lines, self._input = (self._input + data).split(b"\n")
         for line in lines:
+            if self._over:  # since the one before: what is started now would never be ended
+                break
             said = json.loads(line)
             if said.pop("verb") == "start":
                 self._start(**said)
@@ -115,11 +130,6 @@ class Keeper:
             self._signal(process, signal.SIGTERM)
             self._ends[name] = min(time.monotonic() + patience, self._ends.get(name, float("inf")))
 
-    def _end_all(self) -> None:
-        self._over = True
-        for name in self._kept:
-            self._end(name, _PATIENCE)
-
     def _kill_the_late(self) -> None:
         now = time.monotonic()
         for name in [name for name, at in self._ends.items() if at <= now]:
@@ -145,7 +155,7 @@ class Keeper:
         try:
             self._own.sendall(json.dumps(said).encode() + b"\n")
         except OSError:
-            self._end_all()
+            self._give_up()
         self._own.setblocking(False)
 
 
