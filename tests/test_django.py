@@ -218,6 +218,23 @@ tell([inside, at()])
     assert after in project.ports[1:], "nothing was written"
 
 
+def test_a_transaction_by_hand_sees_its_own_writes_however_long_it_takes(project: Project) -> None:
+    seen = project.result(
+        """
+settings.PYPROXY_ROUTER = {"PINNED": 0}
+before = at()
+transaction.set_autocommit(False)
+Note.objects.create(text="not yet")
+during = [at() for _ in range(4)]
+transaction.rollback()
+transaction.set_autocommit(True)
+tell([before, during, at()])
+"""
+    )
+    primary, one, two = project.ports
+    assert seen == [one, [primary] * 4, two]
+
+
 def test_an_instance_is_followed_where_it_was_read(project: Project) -> None:
     primary, one, two = project.ports
     told = project.result(
@@ -453,6 +470,38 @@ tell([failed, at(), at()])
         assert running.wait() == 0, running.text
         two = project.ports[2]
         assert json.loads(running.stdout[-1]) == [["explicit"], two, two]
+
+
+def test_what_wraps_statements_for_a_time_is_gone_afterwards_and_no_read_fails(
+    project: Project, first: Server
+) -> None:
+    """The router's own wrapper went in its place, if the replica was first read from meanwhile."""
+    source = """
+from contextlib import ExitStack
+seen = []
+def wrapper(name):
+    def wrap(execute, *rest):
+        seen.append(name)
+        return execute(*rest)
+    return wrap
+for name in ("once", "again"):
+    with ExitStack() as stack:
+        for alias in connections:
+            stack.enter_context(connections[alias].execute_wrapper(wrapper(name)))
+        at(), at()
+tell(seen)
+at(), at()
+sys.stdin.readline()
+tell([len(seen), at(), at(), at()])
+"""
+    with project.script(source) as running:
+        assert json.loads(running.wait_for(".*again.*")[0]) == ["once", "once", "again", "again"]
+        first.kill_processes()
+        running.close_input()
+        assert running.wait() == 0, running.text
+        seen, *reads = json.loads(running.stdout[-1])
+        assert seen == 4
+        assert set(reads) <= set(project.ports[1:])
 
 
 def test_a_transaction_on_a_replica_is_not_torn_apart(project: Project, first: Server) -> None:

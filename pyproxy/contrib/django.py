@@ -183,7 +183,8 @@ class ReplicaRouter:
         return state.db if state else None
 
     def _must_see_writes(self) -> bool:
-        if connections[self._primary].in_atomic_block:
+        primary = connections[self._primary]
+        if primary.in_atomic_block or (primary.connection is not None and not primary.autocommit):
             return True
         now, until = time.monotonic(), _pinned_until.get()
         if until == math.inf:
@@ -212,7 +213,8 @@ class ReplicaRouter:
     def _open(self, target: Target) -> bool:
         connection = connections[target.url]
         if self._guard not in connection.execute_wrappers:
-            connection.execute_wrappers.append(self._guard)
+            # Outermost: who leaves ``connection.execute_wrapper(…)`` takes away the innermost.
+            connection.execute_wrappers.insert(0, self._guard)
         if connection.in_atomic_block:
             return True  # the user's transaction: nobody else can serve it
         try:
