@@ -290,6 +290,14 @@ def test_what_can_not_be_had_is_not_asked_for_again_and_again(
     assert found == after
 
 
+def test_less_processor_time_than_before_is_no_work_less() -> None:
+    load = Load("default")
+    load.look({}, [], 2, 0, 0, {"a": 9.0, "b": 1.0})
+    seen = load.look({}, [], 2, 0, 0, {"a": 4.0, "b": 1.0})
+    assert seen
+    assert seen.cpu == 0
+
+
 # For all signals
 
 

@@ -449,6 +449,44 @@ def test_a_keeper_that_comes_to_it_late_leaves_no_process_behind(
         launcher.close()
 
 
+WORKER = """
+import os, time
+for turn in ("1", "2"):
+    if not os.fork():
+        while time.process_time() < 0.3:
+            pass
+        open("worked" + turn, "w").close()
+        while not os.path.exists("go" + turn):
+            time.sleep(0.02)
+        os._exit(0)
+    os.wait()
+    open("gone" + turn, "w").close()
+time.sleep(60)
+"""
+
+
+def test_work_of_a_child_that_has_ended_was_work(tmp_path: Path) -> None:
+    """When a worker of a target was recycled, it had used less than before: 80 % of a processor
+    were less than nothing, and a target went."""
+    said = Scaling(launcher="process", logs=str(tmp_path), folder=str(tmp_path))
+    launcher = ProcessLauncher(said)
+    try:
+        one = launcher.start("one", Version((sys.executable, "-c", WORKER, "{port}")))
+        found = []
+        for turn in ("1", "2"):
+            eventually((tmp_path / f"worked{turn}").exists)
+            found.append(launcher.processor_time(one) or 0)
+            (tmp_path / f"go{turn}").touch()
+            eventually((tmp_path / f"gone{turn}").exists)
+            found.append(launcher.processor_time(one) or 0)
+        most = 0.0
+        for used in found:
+            assert used > max(most, 0.2) - 0.05  # it is counted in ticks
+            most = max(most, used)
+    finally:
+        launcher.close()
+
+
 def test_targets_don_t_know_the_settings_of_the_proxy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

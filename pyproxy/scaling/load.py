@@ -74,7 +74,7 @@ class Load:
     ) -> float | None:
         """Of the targets, or of the whole machine if their launcher can't tell."""
         used = [
-            now - self._times[name]
+            max(now - self._times[name], 0.0)  # not all that has ended is known to all systems
             for name, now in times.items()
             if now is not None and name in self._times
         ]

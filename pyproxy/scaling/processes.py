@@ -116,13 +116,15 @@ class ProcessLauncher:
             import psutil
         except ImportError:
             return None
-        group, times = int(instance.handle), []
+        group = int(instance.handle)
+        times = []  # user, system, and both of its children that have ended
         for pid in psutil.pids():
             # Those that are gone meanwhile, or whose group isn't ours to know, don't count.
             with contextlib.suppress(OSError, psutil.Error):
                 if os.getpgid(pid) == group:
                     times.append(psutil.Process(pid).cpu_times())
-        return float(sum(one.user + one.system for one in times)) if times else None
+        # With what those that have ended had used: else it would fall with each of them.
+        return float(sum(sum(one[:4]) for one in times)) if times else None
 
     def stop(self, instance: Instance, patience: float) -> None:
         known = self._known.get(instance.name)
