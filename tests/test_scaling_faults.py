@@ -356,6 +356,40 @@ def test_what_a_new_program_would_not_hear_of_is_refused() -> None:
         eventually(lambda: len(live(proxy)) == 2)
 
 
+def test_one_whose_start_takes_longer_than_a_handover_is_not_left_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, made = threading.Event(), list[Instance]()
+    start, close = ProcessLauncher.start, ProcessLauncher.close
+    launchers = []
+
+    def slow(launcher: ProcessLauncher, name: str, version: Version) -> Instance:
+        """As that of containers, when an image has to be pulled."""
+        if name == "default-2":
+            begun.set()
+            threading.Event().wait(1.5)  # of what has begun a second is all that is waited for
+        made.append(start(launcher, name, version))
+        return made[-1]
+
+    def leave(launcher: ProcessLauncher, keep: bool = False) -> None:
+        """As that of containers, too: they live on."""
+        launchers.append(launcher)
+
+    monkeypatch.setattr(ProcessLauncher, "start", slow)
+    monkeypatch.setattr(ProcessLauncher, "close", leave)
+    try:
+        with Proxy(scaling=scaling(min=1, max=2)) as proxy:
+            proxy.control.scale(2)
+            assert begun.wait(DEADLINE)
+            proxy.control.fleets.rest()
+            proxy.control.fleets.leave()
+            proxy.control.fleets.stop(keep=True)
+            assert [there(one.handle) for one in made] == [True, False]
+    finally:
+        for one in launchers:
+            close(one)
+
+
 def test_an_heir_waits_longer_for_its_targets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

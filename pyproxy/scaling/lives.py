@@ -293,7 +293,8 @@ class Lives:
         for thread in self._all_threads():
             thread.join(max(deadline - time.monotonic(), 0))
         with self._changed:
-            left = [*self.made.values()]
+            # One that isn't there yet is for its own thread, when it is.
+            left = [one for one in self.made.values() if one.instance]
         all_at_once([functools.partial(self._clear, one) for one in left])
         for thread in self._all_threads():
             thread.join()
