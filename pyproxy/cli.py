@@ -421,6 +421,7 @@ def demo(
             only = "only with" if name == "duration" else "not with"
             raise click.UsageError(f"--{name} {only} --autoscale")
     logging.getLogger("pyproxy").addHandler(logging.NullHandler())  # the story tells it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if autoscale:
         _tell_story(ScalingDemo(duration, plain=not sys.stdout.isatty()).run())
     else:

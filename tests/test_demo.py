@@ -93,20 +93,20 @@ def test_the_story_needs_no_settings_and_heeds_none(tmp_path: Path) -> None:
         assert get(started(demo)).body == b"Hello, world!"
 
 
-def test_an_interrupt_ends_all_of_it() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_of_it(number: int) -> None:
     with program(*ENDLESS) as demo:
         ports = ports_of(started(demo))
         assert all(accepts(port) for port in ports)
-        assert demo.stop(signal.SIGINT) == 130
+        assert demo.stop(number) == 130
         assert not [port for port in ports if accepts(port)]
         assert demo.stderr == ["stopped before the end of the story"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_targets_end_with_a_demo_that_can_not_end_them(number: int) -> None:
+def test_targets_end_with_a_demo_that_can_not_end_them() -> None:
     with program(*ENDLESS) as demo:
         ports = ports_of(started(demo))
-        demo.send(number)
+        demo.send(signal.SIGKILL)
         demo.process.wait(DEADLINE)
         eventually(lambda: not [port for port in ports if accepts(port)])
 
@@ -239,6 +239,17 @@ def test_targets_follow_the_load_and_no_request_fails() -> None:
     assert re.fullmatch(r"from 1 to [2-5] targets, and back to 1", range_)
     assert verdict == "It went well."
     assert re.search(r"s  clients: 20, targets: \d, requests/s: [\d.]+, response time: ", demo.text)
+
+
+@needs_fork
+def test_a_demo_that_is_asked_to_end_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """It was only Ctrl-C that it heeded."""
+    with program(*SCALING, "600", env={"TMPDIR": str(tmp_path)}) as demo:
+        demo.wait_for("clients ask")
+        assert [*tmp_path.iterdir()]
+        assert demo.stop() == 130
+        assert demo.stderr == ["stopped before the end of the story"]
+    assert not [*tmp_path.iterdir()]
 
 
 @needs_fork
