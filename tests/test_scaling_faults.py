@@ -156,6 +156,22 @@ def test_a_folder_that_is_away_is_told_and_targets_come_when_it_is_back(
         eventually(lambda: len(live(proxy)) == 1)
 
 
+def test_a_port_is_used_again_after_a_start_without_a_folder_for_logs(tmp_path: Path) -> None:
+    logs, version = tmp_path / "logs", Version(("sleep", "60", "{port}"))
+    launcher = ProcessLauncher(Scaling(launcher="process", logs=str(logs)))
+    try:
+        one = launcher.start("one", version)
+        launcher.stop(one, DEADLINE)
+        logs.rename(tmp_path / "before")
+        logs.touch()
+        with pytest.raises(LaunchError, match="File exists"):
+            launcher.start("two", version)
+        logs.unlink()
+        assert launcher.start("three", version).url == one.url
+    finally:
+        launcher.close()
+
+
 def test_those_that_are_left_are_adopted_when_the_system_has_threads_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -68,11 +68,11 @@ class ProcessLauncher:
         return []
 
     def start(self, name: str, version: Version) -> Instance:
-        port = str(self._port())
+        log = self._log_of(name)
+        port = str(self._port())  # last of what may fail here: nobody would give it back
         own = {key: one.replace("{port}", port) for key, one in version.environment}
         environment = {key: one for key, one in os.environ.items() if _is_theirs(key)}
         environment["PATH"] = search_path(environment)
-        log = self._log_of(name)
         known = _Known(log_began=_size(log))
         self._send(
             known,
