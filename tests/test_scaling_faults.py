@@ -657,5 +657,4 @@ def test_a_target_that_may_take_months_to_end_harms_no_other(
     monkeypatch.setattr(processes, "_PATIENCE", 0.1)
     launcher.close()
     ends.join()
-    assert not there(one.handle)
-    assert not there(other.handle)
+    eventually(lambda: not there(one.handle) and not there(other.handle))
