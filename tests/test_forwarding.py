@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -277,6 +278,26 @@ def test_knows_responses_without_a_body(
             reply = wire.read_message(bodiless=True)
             assert (reply.status, reply.get("Content-Length")) == (int(status[:3]), length)
         assert target.connections == connections
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_response_without_a_date_gets_one_and_no_other_does(method: str) -> None:
+    """RFC 9110, 6.6.1."""
+    said = "Sun, 06 Nov 1994 08:49:37 GMT"
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    request = f"{method} / HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    for dates in ([], [f"Date: {said}"]):
+        with (
+            proxied(hint + answer("" if method == "HEAD" else "x", *dates)) as (proxy, _),
+            client(proxy.url) as wire,
+        ):
+            before = int(time.time())
+            wire.send(request)
+            interim, final = wire.read_head(), wire.read_head()
+            assert interim.all("Date") == []
+            [date] = final.all("Date")
+            assert (date == said) is bool(dates)
+            assert dates or before <= parsedate_to_datetime(date).timestamp() <= time.time()
 
 
 def test_relays_interim_responses_but_not_to_http_1_0() -> None:

@@ -7,6 +7,7 @@ request -> key -> pick -> attempt -> reply
 """
 
 import time
+from email.utils import formatdate
 from typing import Protocol
 from urllib.parse import unquote_plus
 
@@ -232,12 +233,14 @@ class Forwarder:
         """A reply with a final status. Raises ``NobodyLeft``, ``Overloaded``, ``TargetError``,
         ``ClientGone``, or ``HTTPError`` when the body turns out bad."""
         try:
-            if self._sticky:
-                return self._bind(request, self._sticky)
-            return self._forward(request)
+            sticky = self._sticky
+            reply = self._bind(request, sticky) if sticky else self._forward(request)
         finally:
             if request.turn:
                 request.turn.end()
+        if not reply.head.dated:  # RFC 9110, 6.6.1
+            reply.extra += f"Date: {formatdate(usegmt=True)}\r\n".encode()
+        return reply
 
     def _bind(self, request: Request, sticky: Sticky) -> Reply:
         """Asks the client's own target; gives it a cookie, if it has none that holds."""

@@ -317,6 +317,7 @@ class ReplyHead:
         "_fields",
         "bodiless",
         "chunked",
+        "dated",
         "keep_alive",
         "kept",
         "length",
@@ -342,6 +343,7 @@ class ReplyHead:
         # One that announces a body after 204 may send it: it would begin the next response.
         announced = self.status == 204 and bool(facts.length or facts.chunked)
         self.keep_alive = facts.keep_alive(int(minor)) and not announced
+        self.dated = any(name == b"date" for name, _, _ in lines)
         dropped = facts.dropped()
         if self.status < 200 or self.status == 204:
             dropped |= {b"content-length"}  # RFC 9110, 8.6
