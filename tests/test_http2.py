@@ -849,6 +849,17 @@ def test_a_request_that_comes_as_the_time_of_an_idle_connection_ends_is_served(
         assert one.end() == NO_ERROR
 
 
+def ask_past_the_goaway(one: Http2Client) -> GoAwayFrame:
+    """As who has not seen it yet; none of it resets the connection."""
+    while one.goaway is None:
+        assert one.read()
+    for number in range(3, 43, 2):
+        one.ask(number)
+        assert not net.lost(one.sock)
+        time.sleep(0.005)
+    return one.goaway
+
+
 def test_what_a_client_sends_before_it_has_seen_the_goaway_does_not_reset_that_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -856,13 +867,7 @@ def test_what_a_client_sends_before_it_has_seen_the_goaway_does_not_reset_that_a
     monkeypatch.setattr(http2, "_LINGER", 2 * DEADLINE)
     with asked(answer("x"), timeouts={"keep_alive": 0.1}) as (one, _):
         assert one.get().body == b"x"
-        while one.goaway is None:
-            assert one.read()
-        for number in range(3, 43, 2):
-            one.ask(number)
-            assert not net.lost(one.sock)
-            time.sleep(0.005)
-        assert one.goaway.last_stream_id == 1
+        assert ask_past_the_goaway(one).last_stream_id == 1
         assert not one.read()
 
 
@@ -903,12 +908,7 @@ def test_what_comes_before_a_client_has_seen_the_goaway_of_a_handover_does_not_r
         [server] = proxy._servers.values()
         ending = threading.Thread(target=server.shutdown, kwargs={"handed_over": True})
         ending.start()
-        while one.goaway is None:
-            assert one.read()
-        for number in range(3, 43, 2):
-            one.ask(number)
-            assert not net.lost(one.sock)
-            time.sleep(0.005)
+        ask_past_the_goaway(one)
         one.close()
         ending.join(DEADLINE)
         assert not ending.is_alive()
