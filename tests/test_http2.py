@@ -324,8 +324,8 @@ def test_answers_without_a_body_end_with_their_head(
 
 def test_hop_by_hop_fields_end_here_and_names_are_in_lower_case() -> None:
     lines = ("Connection: X-Mine", "X-Mine: 1", "Keep-Alive: 5", "Upgrade: h2c", "X-Cased: A b")
-    lines += ("Date: Sun, 06 Nov 1994 08:49:37 GMT",)
-    with asked(answer("x", *lines, "Set-Cookie: a=1", "Set-Cookie: b=2")) as (one, _):
+    rest = ("Date: Sun, 06 Nov 1994 08:49:37 GMT", "Set-Cookie: a=1", "Set-Cookie: b=2")
+    with asked(answer("x", *lines, *rest)) as (one, _):
         assert one.get().head == [
             (":status", "200"),
             ("content-length", "1"),
