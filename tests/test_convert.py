@@ -1119,6 +1119,10 @@ def test_what_a_frontend_denies_no_narrower_route_opens(
         ("server t t:1 check send-proxy", "PROXY headers go to all targets or to none"),
         ("server-template t 2 _http._tcp.t", "SRV records"),
         ("server t t:1 check ssl sni str(a)", "nothing is like sni"),
+        ("server t t:1 ssl ssl-min-ver TLSv1.3", "TLS 1.2 or newer"),
+        ("server t t:1 check fastinter 1s", "no more often than others"),
+        ("balance hdr(host) use_domain_only", "without use_domain_only"),
+        ("balance url_param id check_post", "without check_post"),
     ],
 )
 def test_what_a_backend_says_isn_t_dropped(text: str, said: str) -> None:

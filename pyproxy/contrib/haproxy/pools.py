@@ -122,9 +122,11 @@ class Pools(Part):
             if options and line:
                 self.note(line, "the whole uri is the key")
         elif not tcp and name == "url_param" and options:
-            key = f"query:{options[0]}"
+            key, options = f"query:{options[0]}", options[1:]
         elif not tcp and match:
             key = f"header:{match[1]}"
+        if key not in ("", "uri") and options and line:
+            self.note(line, f"its value is the key as it is, without {' '.join(options)}")
         if not key:
             if line:
                 self.note(line, f"there is no such policy: {turns} instead")
@@ -244,6 +246,10 @@ class Pools(Part):
         elif sends:
             pool.say("send_proxy", sends)
         scheme = self._scheme(line, said_, pool, tcp)
+        if said_.get("ssl-min-ver", "TLSv1.2") != "TLSv1.2":
+            self.note(line, "targets are spoken to by TLS 1.2 or newer")
+        if "fastinter" in said_:
+            self.note(line, "a target that is in doubt is checked no more often than others")
         if said_.get("proto") == "h2":
             self.note(line, "targets are asked by HTTP/1.1")
         if template and scheme != "https":
