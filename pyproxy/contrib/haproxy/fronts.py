@@ -95,12 +95,15 @@ class Fronts(Part):
         narrower = [Matcher(), *(one for _, found in chosen for one in found or [])]
         seen: list[Matcher] = []
         denied: list[Matcher] = []
+        allowed: list[list[Matcher] | None] = []  # before it is denied; None: who knows
         for line in section.lines:  # which HAProxy heeds first, wherever they stand
             words = line.words[1:] if line.name == "http-request" else line.words
             if words[:1] == ["redirect"] and words[1:3] != ["scheme", "https"]:
                 seen += self._redirect(line, words, known)
             elif line.words[:2] == ["http-request", "deny"]:
-                denied += self._deny(line, known, narrower)
+                denied += self._deny(line, known, narrower, allowed)
+            elif line.words[:2] == ["http-request", "allow"]:
+                allowed.append(self._conditions.condition(line, line.words[2:], known))
         for line, wanted in chosen:
             if "%[" in line.word(1) or wanted is None or any(one.server_name for one in wanted):
                 text = "routes go by host, path and ending only: say these by another proxy"
@@ -154,7 +157,11 @@ class Fronts(Part):
         return wanted
 
     def _deny(
-        self, line: Line, known: dict[str, list[Matcher] | None], narrower: list[Matcher]
+        self,
+        line: Line,
+        known: dict[str, list[Matcher] | None],
+        narrower: list[Matcher],
+        allowed: list[list[Matcher] | None],
     ) -> list[Matcher]:
         """What it is for. ``narrower``: what else is matched, of which a part may be denied."""
         at = next((at for at, word in enumerate(line.words) if word in ("if", "unless")), None)
@@ -163,6 +170,10 @@ class Fronts(Part):
         if not wanted or any(one.server_name for one in wanted):
             self.note(line, ADVICE["http-request deny"])
             return []
+        for some in allowed:
+            if some is None or any(both(one, other) for one in some for other in wanted):
+                self.note(line, "a line above allows some of it: nobody is turned away")
+                return []
         status = 403
         if options[:1] in (["deny_status"], ["status"]) and len(options) > 1:
             said_ = whole(options[1]) or 0
