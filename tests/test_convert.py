@@ -336,6 +336,32 @@ def test_what_is_denied_is_denied_in_the_locations_within(
     assert {one["deny"] for one in denied} == {403}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "location / { try_files $uri @no; }\nlocation @no { return 404; }",
+        "location ~ \\.php$ { return 404; }",
+    ],
+)
+def test_files_are_served_where_others_get_nothing(tmp_path: Path, text: str) -> None:
+    found = of_nginx(tmp_path, server(f"root {tmp_path};\n{text}"))
+    routes = [one for one in found.settings["routes"] if "endings" not in one]
+    assert routes == [{"path": "/", "files": str(tmp_path)}]
+    assert [one for one in found.notes if one.place.line > 2] == []
+
+
+def test_a_location_with_a_name_is_internal_anyway(tmp_path: Path) -> None:
+    text = "location / { try_files $uri @u; }\nlocation @u { internal; proxy_pass http://u; }"
+    found = of_nginx(tmp_path, server(text)).settings
+    assert (found["targets"], "routes" in found) == (["http://a:1"], False)
+
+
+def test_what_is_denied_before_files_are_tried_stays_closed(tmp_path: Path) -> None:
+    closed = "location /x/ { deny all; try_files $uri @u; }\nlocation @u { proxy_pass http://u; }"
+    found = of_nginx(tmp_path, server(f"root .; {REST}\n{closed}"))
+    assert found.settings["routes"] == [{"path": "/x/", "deny": 403}]
+
+
 def test_what_ends_so_is_redirected_and_nothing_else_is(tmp_path: Path) -> None:
     for ending in ("css", "php"):
         moved = f"location ~ \\.{ending}$ {{ return 301 https://new.b$request_uri; }}"
@@ -1105,6 +1131,20 @@ def test_what_a_frontend_denies_no_narrower_route_opens(
     told = [(one.get("host", ""), one["path"], one["deny"]) for one in routes if "deny" in one]
     assert set(told) == set(denied)
     assert [one.place.line for one in found.notes if one.place.line < 7] == noted
+
+
+@pytest.mark.parametrize("who", ["src 10.0.0.0/8", "path_beg /public/", "path_beg /admin/in/"])
+def test_what_some_are_allowed_before_is_denied_to_nobody(who: str) -> None:
+    found = of_haproxy(
+        front(f"http-request allow if {{ {who} }}; http-request deny if {{ path_beg /admin/ }}")
+    )
+    if "public" in who:  # which has nothing to do with it
+        assert found.settings["routes"] == [{"path": "/admin/", "deny": 403}]
+    else:
+        assert "routes" not in found.settings
+        assert [one for one in found.notes if "a line above allows some of it" in one.text]
+    found = of_haproxy(front(f"http-request allow if {{ {who} }}; http-request deny"))
+    assert ("routes" in found.settings, found.settings["targets"]) == (False, ["http://b:1"])
 
 
 @pytest.mark.parametrize(

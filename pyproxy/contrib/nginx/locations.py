@@ -49,7 +49,7 @@ class Locations(Part):
         locations = list(flat(scope))
         regexes = [found for found in locations if found[0].args[:1] in (["~"], ["~*"])]
         server.runs = next((one for one, inner in regexes if _runs(one, inner)), None)
-        named = {one.args[0]: inner for one, inner in locations if one.args[0].startswith("@")}
+        named = {one.args[0]: inner for one, inner in locations if inner.named}
         wanted = [fallback(inner) for inner in [scope, *(inner for _, inner in locations)]]
         for one, inner in locations:
             if (one, inner) in regexes or (redirected and one.args == ["/"]):
@@ -59,12 +59,12 @@ class Locations(Part):
                     self.note(one, "nothing leads to a location with a name")
                 continue
             path = self._path(one)
-            if other := named.get(fallback(inner)):
+            if other := self._instead(inner, named):
                 self._others(inner, EVERYWHERE | OF_LOCATIONS)
                 inner = other
             if path and self._location(server, inner, hosts, path, one):
                 paths.append(path)
-        if "/" not in paths and (other := named.get(fallback(scope))):
+        if "/" not in paths and (other := self._instead(scope, named)):
             at = scope.own("try_files")[-1]
             if not self._wholly(locations) and self._location(server, other, hosts, "/", at):
                 paths.append("/")
@@ -79,6 +79,17 @@ class Locations(Part):
             )
         for one, inner in regexes:
             self._regex(server, inner, hosts, paths, one)
+
+    def _instead(self, scope: Scope, named: dict[str, Scope]) -> Scope | None:
+        """The location that gets what is no file, if it is served by that: not where clients are
+        turned away before, nor where the other one turns away only who asks for no file."""
+        other = named.get(fallback(scope))
+        if not other or (not scope.own("listen", "server_name") and self._denied(scope)):
+            return None
+        if (scope.get("root") or scope.own("alias")) and self._denied(other):
+            scope.files_only = True
+            return None
+        return other
 
     def _wholly(self, locations: list[tuple[Statement, Scope]]) -> bool:
         """Whether some location is for all paths in its own way."""
@@ -169,7 +180,7 @@ class Locations(Part):
             one.name for one in access
         }:
             return 403
-        return 404 if scope.own("internal") else None
+        return 404 if scope.own("internal") and not scope.named else None
 
     def _location(
         self, server: Server, scope: Scope, hosts: list[str | None], path: str, at: Statement
@@ -300,7 +311,9 @@ def _runs(one: Statement, scope: Scope) -> bool:
     """Whether files are run there; by their endings too, if an include that says so is missing."""
     if scope.own("fastcgi_pass", "uwsgi_pass", "scgi_pass"):
         return True
-    return bool(PROGRAMS & set(_endings(one.args[-1]))) and not scope.own("proxy_pass", "deny")
+    refused = any((whole(inner.args[0]) or 0) >= 400 for inner in scope.own("return"))
+    known = refused or scope.own("proxy_pass", "deny")
+    return bool(PROGRAMS & set(_endings(one.args[-1]))) and not known
 
 
 def _endings(pattern: str) -> list[str]:

@@ -29,7 +29,9 @@ class Part:
             if not (one.name in handled or SILENT.fullmatch(one.name) or _ours(one, scope)):
                 known = [name for name in ADVICE if one.name.startswith(name)]
                 if one.name == "try_files" and fallback(scope):
-                    self.note(one, "files aren't looked for first: give them a route of their own")
+                    if not scope.files_only:
+                        text = "files aren't looked for first: give them a route of their own"
+                        self.note(one, text)
                     continue
                 self.note(one, ADVICE[known[0]] if known else "pyproxy has nothing like it")
 

@@ -32,6 +32,8 @@ class Scope:
         self.statements = statements
         self._around = around
         self.within = "/"  # the path of the location around
+        self.files_only = False  # who asks for no file gets nothing, whatever try_files leads to
+        self.named = False  # a location with a name, where requests come by others only
 
     def own(self, *names: str) -> list[Statement]:
         return [one for one in self.statements if one.name in names]
@@ -99,6 +101,7 @@ def flat(scope: Scope, within: str = "/") -> Iterator[tuple[Statement, Scope]]:
     for one in scope.own("location"):
         inner = Scope(one.block or [], scope)
         inner.within = within
+        inner.named = one.args[0].startswith("@")
         yield one, inner
         plain = one.args[:1] == ["^~"] or one.args[0][:1] == "/"
         yield from flat(inner, one.args[-1] if plain else within)
