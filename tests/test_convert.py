@@ -1093,6 +1093,8 @@ def front(text: str) -> str:
         ("http-request set-header X-Forwarded-For %[hdr(CF-IP)]", 5, "passed on as they are"),
         ("http-request set-header X-Forwarded-Proto https", 5, "passed on as they are"),
         ("http-request deny if { src 1.1.1.1 }", 5, "only hosts, paths and endings can be denied"),
+        ("http-request deny if { path / }", 5, "only hosts, paths and endings can be denied"),
+        ("redirect location /app/ if { path / }", 5, "redirects go by host, path and ending only"),
         ("http-request deny unless { path /a }", 5, "only hosts, paths and endings can be denied"),
         ("use_backend b if { path_beg /a } { path_beg /b }", 5, "no request is for all of that"),
         ("use_backend b if { req.ssl_sni a.b }", 5, "routes go by host, path and ending only"),

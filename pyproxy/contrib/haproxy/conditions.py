@@ -62,8 +62,8 @@ class Conditions(Part):
             return [Matcher(server_name=one) for one in values] if kind in ("", "str") else None
         if fetch in ("path", "path_beg", "path_dir") and kind != "end":
             exact = fetch == "path" and kind in ("", "str")
-            if not all(one.startswith("/") for one in values):
-                return None
+            if not all(one.startswith("/") for one in values) or (exact and "/" in values):
+                return None  # a route for / is for all
             if kind not in ("", "str", "beg", "dir"):
                 return None
             if ignoring and any(one.lower() != one.upper() for one in values):
