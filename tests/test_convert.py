@@ -273,7 +273,7 @@ SQL = {"path": "/", "endings": [".sql", ".bak"]}
 @pytest.mark.parametrize(
     ("text", "route", "noted"),
     [
-        ("location /x/ { internal; root .; }", {"path": "/x/", "deny": 404}, False),
+        ("location /x/ { internal; root .; }", {"path": "/x/", "deny": 404}, True),
         ("location /x { deny all; root .; }", {"path": "/x", "deny": 403}, True),
         ("location = /x { deny all; root .; }", {"path": "/x", "deny": 403}, True),
         ("location ^~ /x/ { return 410; }", {"path": "/x/", "deny": 410}, False),
@@ -426,6 +426,38 @@ def test_a_server_that_returns_at_once_serves_none_of_its_locations(tmp_path: Pa
     found = of_nginx(tmp_path, http(text))
     assert found.settings["routes"] == [{"host": "b", "path": "/", "deny": 403}]
     assert (found.settings["targets"], found.notes) == (["http://a:1"], [])
+
+
+def test_the_default_is_who_serves_at_an_address_of_its_own(tmp_path: Path) -> None:
+    """Where another address refuses strangers; at the same one they are refused."""
+    refusing = "server { listen 80 default_server; return 444; }"
+    found = of_nginx(tmp_path, http(f"{refusing}\nserver {{ listen 81; {REST} }}"))
+    assert found.settings["targets"] == ["http://a:1"]
+    assert {one.place.line for one in found.notes} == {2}
+    with pytest.raises(ConvertError):
+        of_nginx(tmp_path, http(f"{refusing}\nserver {{ {REST} }}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "denied", "line", "said"),
+    [
+        ("location / { error_page 418 = @u; return 418; }", [], 3, "only redirects can be said"),
+        ("satisfy any;\nlocation /x/ { deny all; }", ["/x/"], 3, "nobody is asked who they are"),
+        (
+            "location /x/y/ { proxy_pass http://u; }\nlocation ~ ^/x { deny all; }",
+            ["/x"],
+            4,
+            "answered there",
+        ),
+    ],
+)
+def test_what_a_denial_leaves_open_or_closes_too_much_is_told(
+    tmp_path: Path, text: str, denied: list[str], line: int, said: str
+) -> None:
+    open_ = "location /open { proxy_pass http://u; } location @u { proxy_pass http://u; }"
+    found = of_nginx(tmp_path, server(f"{open_}\n{text}"))
+    assert [one["path"] for one in found.settings["routes"] if "deny" in one] == denied
+    assert [one for one in found.notes if one.place.line == line and said in one.text]
 
 
 def test_a_server_that_refuses_doesn_t_close_what_another_address_serves(tmp_path: Path) -> None:
@@ -596,7 +628,7 @@ def test_a_redirect_of_one_host_is_not_for_the_others(tmp_path: Path, condition:
     names = "listen 80; server_name a.b b.b; root .;"
     found = of_nginx(tmp_path, f"http {{ server {{ {names}\n{sent} }} }}")
     assert found.settings["routes"] == [{"path": "/", "files": f"{tmp_path}/."}]
-    assert [one.place.line for one in found.notes] == [2]
+    assert {one.place.line for one in found.notes} == {2}
 
 
 @pytest.mark.parametrize(
@@ -1188,7 +1220,7 @@ def test_one_target_without_verification_is_none_for_the_others(order: tuple[int
     assert "one ca-file for all targets" in told
     found = of_haproxy(f"global\n ssl-server-verify none\n{backend('server s s:1 ssl')}")
     assert found.settings["target_tls"] == {"verify": True}
-    assert [one.place.line for one in found.notes] == [2]
+    assert {one.place.line for one in found.notes} == {2}
 
 
 def stats(text: str) -> Converted:
@@ -1214,7 +1246,7 @@ def test_the_dashboard_lets_nobody_in_by_more_than_statistics_did() -> None:
     assert any("may see and change all" in one.text for one in found.notes)
     for text in ("enable", "uri /a"):
         found = of_haproxy(f"defaults\n stats {text}\n{backend('server x x:1')}")
-        assert [one.place.line for one in found.notes] == [2]
+        assert {one.place.line for one in found.notes} == {2}
 
 
 def test_all_are_sent_to_https_even_if_that_is_elsewhere() -> None:

@@ -122,6 +122,7 @@ class _Connection(HTTPConnection):
         if self._hello:
             self.sock.sendall(self._hello)
         if self._context:
+            self.sock.settimeout(_left(self._deadline))
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
 
     def answer(self) -> HTTPResponse:

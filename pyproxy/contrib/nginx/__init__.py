@@ -21,7 +21,15 @@ here           `worker_processes`, and which server is for which hosts
 import os
 import re
 
-from pyproxy.contrib.converting import Converted, ConvertError, Draft, Place, note_elsewhere, whole
+from pyproxy.contrib.converting import (
+    Converted,
+    ConvertError,
+    Draft,
+    Place,
+    note_elsewhere,
+    reach,
+    whole,
+)
 from pyproxy.contrib.nginx.locations import Locations
 from pyproxy.contrib.nginx.part import Part
 from pyproxy.contrib.nginx.pools import Pools
@@ -95,11 +103,10 @@ class _Converter(Part):
             hosts: list[str | None] = [*server.names]
             if server is default:
                 hosts = [None, *(server.names if wild else [])]
-            elif not hosts:
+            elif not hosts and not server.refuses:
                 self._draft.note(server.place, "no host leads to this server: give it a name")
-            if server.refuses:  # at its addresses; at others the name may be served
-                served = {name for one in servers if not one.refuses for name in one.names}
-                hosts = [host for host in hosts if host not in served]
+            if server.refuses:
+                hosts = self._refused(server, hosts, servers)
             locations.serve(server, hosts)
         for server in redirecting:
             assert server.redirect
@@ -119,6 +126,21 @@ class _Converter(Part):
             if server.others:
                 locations.serve(server, [*server.names] or [None], redirected=True)
         pools.note_unused()
+
+    def _refused(
+        self, server: Server, hosts: list[str | None], servers: list[Server]
+    ) -> list[str | None]:
+        """Whom it refuses here, too: not those whom others serve by name elsewhere."""
+        serving = [one for one in servers if not one.refuses]
+        served = {name for one in serving for name in one.names}
+        elsewhere = {reach(at.url) for one in serving for at in one.listens}
+        if elsewhere - {reach(at.url) for at in server.listens}:
+            self._draft.note(
+                server.place,
+                "a route is for all listening addresses: whom this server refuses is refused at "
+                "all of them, or, if another one serves that host, at none",
+            )
+        return [host for host in hosts if host not in served]
 
     def _sent(self, server: Server, status: int, url: str, place: Place) -> None:
         """One whose clients are sent to https, by the listening address."""

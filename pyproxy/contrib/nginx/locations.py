@@ -35,7 +35,10 @@ class Locations(Part):
         names: list[str | None] = [host for host in hosts if host]
         for one in scope.own("rewrite", "if", *([] if status and names else ["return"])):
             text = "only redirects can be said" if one.name == "return" else ADVICE[one.name]
-            if one.name == "if" and {"$scheme", "$https"} & set(one.args):
+            if one.name == "if" and (
+                {"$scheme", "$https"} & set(one.args)
+                or any("https://" in str(inner) for inner in one.block or [])
+            ):
                 text = 'to send clients to https, say "redirect": "https" of the plain address'
             self.note(one, text)
         if status:
@@ -144,6 +147,8 @@ class Locations(Part):
                 self._route(server, hosts, scope.within, pool, one.place, ends)
         elif path:
             self.note(one, "a route is for whole segments of a path")
+            if self._denied(scope) and any(one.startswith(f"{path}/") for one in paths):
+                self.note(one, "what has a location of its own below it is answered there")
             self._location(server, scope, hosts, path, one)
         else:
             self.note(
@@ -170,6 +175,11 @@ class Locations(Part):
         """The status, where no client gets anything there."""
         for one in scope.own("return"):
             if (status := whole(one.args[0])) and 400 <= status <= 599:
+                if any(
+                    str(status) in page.args[:-1] and page.args[-1].startswith("@")
+                    for page in scope.all("error_page")
+                ):
+                    return None  # another location answers
                 if status == 444:
                     self.note(one, "clients get an answer, 403, before the connection may end")
                 elif len(one.args) > 1:
@@ -179,8 +189,14 @@ class Locations(Part):
         if any(str(one) == "deny all" for one in access) and "allow" not in {
             one.name for one in access
         }:
+            for one in scope.all("satisfy"):
+                self.note(one, "nobody is asked who they are, and all are denied what is closed")
             return 403
-        return 404 if scope.own("internal") and not scope.named else None
+        if not scope.own("internal") or scope.named:
+            return None
+        for one in scope.own("internal"):
+            self.note(one, "no answer of an application leads there (X-Accel-Redirect)")
+        return 404
 
     def _location(
         self, server: Server, scope: Scope, hosts: list[str | None], path: str, at: Statement

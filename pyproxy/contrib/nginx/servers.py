@@ -242,7 +242,9 @@ class Servers(Part):
 def default_of(servers: list[Server]) -> Server | None:
     """The one for hosts that no other has. What only this machine reaches isn't it for all."""
     servers = [one for one in servers if not one.local] or servers
-    for server in servers:
-        if any(one.default for one in server.listens):
-            return server
-    return servers[0] if servers else None
+    defaults = [one for one in servers if any(at.default for at in one.listens)]
+    taken = {at.url for one in defaults for at in one.listens}
+    # Without a name, at an address that has no other default, it is that.
+    defaults += [one for one in servers if not one.names and {at.url for at in one.listens} - taken]
+    serving = [one for one in defaults if not one.refuses]
+    return next(iter(serving or defaults or servers), None)
