@@ -284,8 +284,10 @@ class ProxyHandler(socketserver.BaseRequestHandler):
     def _first_bytes(self) -> bytes:
         """Of a request; none when its time is over. A connection begins with the patience of its
         listening socket, so that a client that sends at once costs no call to change that."""
-        with contextlib.suppress(*net.TIMED_OUT):
+        try:
             return self.request.recv(_RECEIVE)
+        except net.TIMED_OUT:
+            pass
         left = self.server.timeouts.header - self._patience
         if not self.served and left > 0:
             self.set_patience(left)

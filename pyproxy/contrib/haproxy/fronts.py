@@ -163,7 +163,8 @@ class Fronts(Part):
         narrower: list[Matcher],
         allowed: list[list[Matcher] | None],
     ) -> list[Matcher]:
-        """What it is for. ``narrower``: what else is matched, of which a part may be denied."""
+        """What it is for. ``narrower``: what else is matched, of which a part may be denied;
+        ``allowed``: what lines above allow (None: that can't be told)."""
         at = next((at for at, word in enumerate(line.words) if word in ("if", "unless")), None)
         options = line.words[2:at]
         wanted = self._conditions.condition(line, line.words[at:] if at else [], known)

@@ -41,12 +41,11 @@ class Locations(Part):
             ):
                 text = 'to send clients to https, say "redirect": "https" of the plain address'
             self.note(one, text)
-        if status:
-            self._route(server, names, "/", {"deny": status}, server.place)
         if scope.own("return"):
-            if status and hosts and None not in hosts:
-                return
-            self._draft.note(server.place, "all of it is answered by return: nothing is served")
+            if status:
+                self._route(server, names, "/", {"deny": status}, server.place)
+            if not (status and names) or None in hosts:
+                self._draft.note(server.place, "all of it is answered by return: nothing is served")
             return
         paths = []
         locations = list(flat(scope))
@@ -126,14 +125,15 @@ class Locations(Part):
         ends = _endings(pattern)
         plain = PLAIN_REGEX.fullmatch(pattern)
         path = plain[1].replace("\\", "") if plain and plain[1] != "/" else None
-        if not (ends or path) and self._denied(scope):
+        denied = self._denied(scope)
+        if denied and not (ends or path):
             self.note(
                 one,
                 "nobody gets this there, and no route says so: it is answered as the paths around "
                 "it are; see that they have nothing to hide",
             )
-        elif ends and (status := self._denied(scope)):
-            self._route(server, hosts, scope.within, {"deny": status}, one.place, ends)
+        elif denied and ends:
+            self._route(server, hosts, scope.within, {"deny": denied}, one.place, ends)
         elif ends and scope.own("return"):
             self._sent(server, scope, hosts, ends, one)
         elif _runs(one, scope):
@@ -147,7 +147,7 @@ class Locations(Part):
                 self._route(server, hosts, scope.within, pool, one.place, ends)
         elif path:
             self.note(one, "a route is for whole segments of a path")
-            if self._denied(scope) and any(one.startswith(f"{path}/") for one in paths):
+            if denied and any(one.startswith(f"{path}/") for one in paths):
                 self.note(one, "what has a location of its own below it is answered there")
             self._location(server, scope, hosts, path, one)
         else:
